@@ -1,0 +1,24 @@
+"""Loads the compiled libraries. torch comes first: it brings libtorch_cpu and the one OpenMP runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+
+def _load(name: str) -> bool:
+    # find_spec also finds the libraries of an editable install, which lie elsewhere than this file
+    spec = importlib.util.find_spec(f"{__package__}.{name}")
+    if spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)
+    return True
+
+
+if not _load("_ops"):
+    raise ImportError(
+        "townlet's compiled operators (townlet._ops) are not beside its Python files. Either the source tree in the "
+        "working directory hides an installed townlet (change directory, or start the `townlet` or `pytest` command "
+        "instead of `python -m`), or townlet is not installed: pip install -c constraints.txt -e ."
+    )

@@ -1,0 +1,175 @@
+"""Readable twins of the compiled operators, in plain PyTorch and any floating dtype.
+
+They are the oracle of the tests and the fallback where no compiled kernel fits. One step of time is one line of the
+loops below; nothing here is fast on purpose. Papers: DRQN (Hausknecht & Stone 2015), R2D2 (Kapturowski et al. 2019),
+double Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), value rescaling (Pohlen et al. 2018).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_lstm, check_td
+
+
+def _matmul(x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [P, N, K] times w [P, M, K] transposed; with bfloat16, operands are rounded and products summed in x's dtype."""
+    if dtype == torch.bfloat16:
+        x, w = (v + (v.to(dtype).to(v.dtype) - v).detach() for v in (x, w))  # the gradient passes through the rounding
+    return x @ w.transpose(1, 2)
+
+
+def cell(
+    x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step for P members: x [P, N, D], h and c [P, N, H] -> (h, c). Gates in the order i, f, g, o."""
+    gates = _matmul(x, w_ih, dtype) + _matmul(h, w_hh, dtype) + bias.unsqueeze(1)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def lstm_step(
+    x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Twin of `townlet.ops.lstm_step`: x [P, E, D], h and c [P, E, H], reset [P, E] bool or None -> (h, c)."""
+    check_lstm("", w_ih, w_hh, bias)
+    if reset is not None:
+        h, c = (v.masked_fill(reset.unsqueeze(-1), 0.0) for v in (h, c))
+    return cell(x, h, c, w_ih, w_hh, bias)
+
+
+def lstm_unroll(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twin of `townlet.ops.lstm_unroll`: x [P, B, T, D], reset [P, B, T] bool or None -> (y [P, B, T, H], h_T, c_T)."""
+    h, c, ys = h0, c0, []
+    for t in range(x.shape[2]):
+        h, c = lstm_step(x[:, :, t], h, c, w_ih, w_hh, bias, None if reset is None else reset[:, :, t])
+        ys.append(h)
+    return torch.stack(ys, dim=2), h, c
+
+
+def head(p: RecurrentQParams, h: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Q-values [P, N, A] of LSTM outputs h [P, N, H]: ReLU layer if any, then advantages, centred and lifted if dueling."""
+    if p.w_fc is not None:
+        assert p.b_fc is not None
+        h = torch.relu(_matmul(h, p.w_fc, dtype) + p.b_fc.unsqueeze(1))
+    q = _matmul(h, p.w_adv, dtype) + p.b_adv.unsqueeze(1)
+    if p.w_val is not None:
+        assert p.b_val is not None
+        q = q - q.mean(-1, keepdim=True) + _matmul(h, p.w_val, dtype) + p.b_val.unsqueeze(1)
+    return q
+
+
+def unroll_q(
+    p: RecurrentQParams, x: Tensor, h0: Tensor, c0: Tensor, reset: Tensor, burn_in: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q [P, B, S+1, A] along a sequence with carried state; no gradient enters the steps before `burn_in`."""
+    h, c, qs = h0, c0, []
+    for t in range(x.shape[2]):
+        if t == burn_in:
+            h, c = h.detach(), c.detach()
+        keep = ~reset[:, :, t].unsqueeze(-1)
+        h, c = cell(x[:, :, t], h.where(keep, 0.0), c.where(keep, 0.0), p.w_ih, p.w_hh, p.bias, dtype)
+        qs.append(head(p, h, dtype))
+    return torch.stack(qs, dim=2), h, c
+
+
+def rescale(x: Tensor, eps: float) -> Tensor:
+    """h(x) = sign(x)(sqrt(|x| + 1) - 1) + eps x (Pohlen et al. 2018); the identity for eps = 0."""
+    return x if eps == 0 else x.sign() * ((x.abs() + 1).sqrt() - 1) + eps * x
+
+
+def rescale_inverse(x: Tensor, eps: float) -> Tensor:
+    """The inverse of `rescale`, in a form that does not cancel in float32."""
+    if eps == 0:
+        return x
+    u = x.abs() + 1 + eps
+    z = 2 * u / (1 + (1 + 4 * eps * u).sqrt())
+    return x.sign() * (z * z - 1)
+
+
+def valid_transitions(batch: SequenceBatch) -> Tensor:
+    """[P, B, S]: real transitions whose successor is in the sequence, or that terminated."""
+    return batch.mask & (batch.terminated | ~batch.reset[:, :, 1:])
+
+
+def n_step_return(
+    value: Tensor, reward: Tensor, terminated: Tensor, valid: Tensor, gamma: Tensor, n_step: int
+) -> Tensor:
+    """G [P, B, S]: at most n valid transitions from t on, not past a terminated one, then the value found there.
+
+    value [P, B, S+1] in the units of reward, gamma [P, 1, 1]. The end of the sequence, padding and truncation shorten
+    n but never drop the bootstrap. G is 0 where t is not valid.
+    """
+    S = reward.shape[2]
+    out = torch.zeros_like(reward)
+    for t in range(S):
+        going = valid[:, :, t]  # the return still extends
+        G = torch.zeros_like(reward[:, :, 0])
+        discount = torch.ones_like(G)
+        boot = torch.where(going, t, -1)  # index of the bootstrap value, -1: none
+        for k in range(t, min(t + n_step, S)):
+            going = going & valid[:, :, k]
+            G = torch.where(going, G + discount * reward[:, :, k], G)
+            discount = torch.where(going, discount * gamma[:, :, 0], discount)
+            boot = torch.where(going, torch.where(terminated[:, :, k], -1, k + 1), boot)
+            going = going & ~terminated[:, :, k]
+        v = value.gather(2, boot.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        out[:, :, t] = G + torch.where(boot >= 0, discount * v, 0.0)
+    return out
+
+
+def td_unroll(
+    online: RecurrentQParams, target: RecurrentQParams | None, batch: SequenceBatch, spec: TDSpec
+) -> TDOutput:
+    """Twin of `townlet.ops.td_unroll`; the same arguments, results and errors."""
+    size = check_td(online, target, batch, spec)
+    L, dtype = spec.burn_in, spec.compute_dtype
+    valid = valid_transitions(batch)
+    terminated = batch.terminated & valid
+    reward = batch.reward.masked_fill(~valid, 0.0)
+    action = batch.action.masked_fill(~valid, 0)
+    if action.device.type == "cpu" and bool(((action < 0) | (action >= size.A)).any()):
+        raise ValueError(f"batch.action holds {int(action.min())}..{int(action.max())}; expected 0 <= action < A = {size.A}")
+    bad_member = ((action < 0) | (action >= size.A)).flatten(1).any(1)
+    action = action.clamp(0, size.A - 1)
+    gamma = spec.gamma if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma)
+    gamma = gamma.to(reward).view(size.P, 1, 1)
+
+    q, h_final, c_final = unroll_q(
+        online, batch.features_online, batch.h0.detach(), batch.c0.detach(), batch.reset, L, dtype
+    )
+    with torch.no_grad():
+        q_target = q.detach()
+        if target is not None:
+            assert batch.features_target is not None
+            q_target, _, _ = unroll_q(target, batch.features_target, batch.h0, batch.c0, batch.reset, L, dtype)
+        choose = q.detach() if spec.double_q else q_target
+        if batch.legal is not None:
+            legal = batch.legal | ~batch.legal.any(-1, keepdim=True)
+            choose = choose.masked_fill(~legal, float("-inf"))
+        best = choose.argmax(-1, keepdim=True)  # the first of equals
+        value = rescale_inverse(q_target.gather(-1, best).squeeze(-1), spec.rescale_eps)
+        y = rescale(n_step_return(value, reward, terminated, valid, gamma, spec.n_step), spec.rescale_eps)
+
+    q_taken = q[:, :, :-1].gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    trained = valid.clone()
+    trained[:, :, :L] = False
+    error = torch.where(trained, y - q_taken, 0.0)
+    if spec.loss == "mse":
+        each = error * error / 2
+    else:
+        d = spec.huber_delta
+        each = torch.where(error.abs() <= d, error * error / 2, d * (error.abs() - d / 2))
+    count = trained.sum((1, 2)).clamp(min=1)
+    loss = (batch.weight.detach().unsqueeze(-1) * each).sum((1, 2)) / count
+    loss = loss.masked_fill(bad_member, float("nan"))
+
+    magnitude = error.detach().abs()
+    mean = magnitude.sum(-1) / trained.sum(-1).clamp(min=1)
+    priority = spec.eta * magnitude.amax(-1) + (1 - spec.eta) * mean
+    q_out = torch.where(valid, q_taken, 0.0)
+    return TDOutput(loss, *(v.detach() for v in (error, priority, q_out, h_final, c_final)))
