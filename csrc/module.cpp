@@ -1,0 +1,85 @@
+// townlet._C: what Python needs from C++ with numpy arrays at the border, and no torch.
+//
+//   philox_block, philox_uniform   counter-based random numbers (philox.h)
+//   Town                           the survival world (town/)
+//   build_info                     compiler and language standard of this build
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "philox.h"
+#include "town/bind.h"
+
+namespace py = pybind11;
+
+namespace {
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang";
+constexpr const char* kCompilerVersion = __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "gcc";
+constexpr const char* kCompilerVersion = __VERSION__;
+#else
+constexpr const char* kCompiler = "unknown";
+constexpr const char* kCompilerVersion = "unknown";
+#endif
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = kCompiler;
+  info["compiler_version"] = kCompilerVersion;
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+  return info;
+}
+
+using Keys = py::array_t<std::uint64_t, py::array::c_style>;
+
+py::array_t<double> philox_uniform(const Keys& keys, std::uint32_t stream, std::uint64_t counter, std::int64_t n) {
+  if (keys.ndim() != 1) {
+    throw std::invalid_argument("keys: expected a uint64 array of shape [P], got " + std::to_string(keys.ndim()) +
+                                " dimensions");
+  }
+  constexpr std::int64_t kMost = 2 * static_cast<std::int64_t>(std::numeric_limits<std::uint32_t>::max());
+  if (n < 0 || n > kMost) {
+    throw std::invalid_argument("n: expected 0.." + std::to_string(kMost) + ", got " + std::to_string(n));
+  }
+  const py::ssize_t members = keys.shape(0);
+  py::array_t<double> out({members, static_cast<py::ssize_t>(n)});
+  const std::uint64_t* key = keys.data();
+  double* to = out.mutable_data();
+  {
+    py::gil_scoped_release nogil;
+    for (py::ssize_t p = 0; p < members; ++p, to += n) {
+      for (std::int64_t i = 0; i < n; i += 2) {
+        const auto pair = townlet::philox_uniform_pair(key[p], stream, counter, static_cast<std::uint32_t>(i / 2));
+        to[i] = pair[0];
+        if (i + 1 < n) {
+          to[i + 1] = pair[1];
+        }
+      }
+    }
+  }
+  return out;
+}
+
+py::tuple philox_block(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3, std::uint64_t key) {
+  const auto out = townlet::philox4x32_10({c0, c1, c2, c3}, key);
+  return py::make_tuple(out[0], out[1], out[2], out[3]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Townlet's numpy-facing C++: random numbers and the Town simulator.";
+  m.def("build_info", &build_info, "Compiler name, its version string and __cplusplus of this build.");
+  m.def("philox_uniform", &philox_uniform, py::arg("keys"), py::arg("stream"), py::arg("counter"), py::arg("n"),
+        "float64 [P, n] in [0, 1); element [p, i] is a function of (keys[p], stream, counter, i) alone.");
+  m.def("philox_block", &philox_block, py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key"),
+        "One raw Philox4x32-10 block: four 32-bit words (for tests against published vectors).");
+  townlet::bind_town(m);
+}
