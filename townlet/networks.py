@@ -1,0 +1,302 @@
+"""Recurrent Q-networks for a whole population: functions of parameters that carry a leading member axis P.
+
+A network object holds sizes only. Its parameters are a plain dict of tensors [P, ...], made by `init` and handed to
+every call, so that online weights, target weights and views into a population's flat buffer all go through the same
+code. Every layer serves all P members in one batched product.
+
+Symbols: P members, D LSTM input features, H LSTM units, F units of the head's ReLU layer, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .params import RecurrentQParams
+
+Params = Mapping[str, Tensor]
+
+SHUT = -1e4
+"""A gate bias whose sigmoid is exactly 0 in float32."""
+
+
+class RecurrentNetwork(Protocol):
+    """What population, learner and evaluation need of a network; see `RecurrentQNetwork` for the meaning of each name."""
+
+    obs_size: int
+    n_actions: int
+    feature_size: int
+    hidden_size: int
+
+    def init(self, seeds: Sequence[int]) -> dict[str, Tensor]: ...
+
+    def encode(self, params: Params, obs: Tensor) -> Tensor: ...
+
+    def recurrent(self, params: Params) -> RecurrentQParams: ...
+
+    def q_values(self, params: Params, h: Tensor) -> Tensor: ...
+
+
+def cut_memory(p: RecurrentQParams) -> RecurrentQParams:
+    """The same network without memory: no recurrent weights and a forget gate that is shut.
+
+    Its unroll equals zeroing (h, c) before every step, whatever state it is handed, yet it keeps the meaning of
+    `reset` (where episodes start) for validity and bootstrapping. The weights it leaves out get no gradient.
+    """
+    i, f, g, o = p.bias.chunk(4, dim=1)
+    return p._replace(w_hh=torch.zeros_like(p.w_hh), bias=torch.cat((i, torch.full_like(f, SHUT), g, o), dim=1))
+
+
+def _linear(params: Params, name: str, x: Tensor) -> Tensor:
+    """One affine layer for all members: x [P, N, in] -> [P, N, out]; weight [P, out, in] as in `torch.nn.Linear`."""
+    weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+
+def _positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected an int >= 1")
+
+
+class _LSTMWithHead:
+    """The part both networks share: parameters and their initialisation, the LSTM's and the head's weights."""
+
+    def __init__(
+        self, obs_size: int, n_actions: int, feature_size: int, hidden_size: int, head_size: int | None, dueling: bool
+    ):
+        _positive(obs_size=obs_size, n_actions=n_actions, hidden_size=hidden_size)
+        if head_size is not None:
+            _positive(head_size=head_size)
+        self.obs_size = obs_size
+        self.n_actions = n_actions
+        self.feature_size = feature_size
+        self.hidden_size = hidden_size
+        self.head_size = head_size
+        self.dueling = dueling
+
+    def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weights of the encoder's layers: name -> shape without the member axis, outputs first."""
+        raise NotImplementedError
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every parameter, without the leading member axis."""
+        H, A = self.hidden_size, self.n_actions
+        streams = self.head_size or H
+        weights = dict(self._encoder_shapes())
+        if self.head_size is not None:
+            weights["head.fc"] = (self.head_size, H)
+        weights["head.adv"] = (A, streams)
+        if self.dueling:
+            weights["head.val"] = (1, streams)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in weights.items():
+            shapes[f"{name}.weight"] = shape
+            shapes[f"{name}.bias"] = shape[:1]
+        shapes["lstm.w_ih"] = (4 * H, self.feature_size)
+        shapes["lstm.w_hh"] = (4 * H, H)
+        shapes["lstm.bias"] = (4 * H,)
+        return shapes
+
+    def init(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Fresh parameters: name -> float32 [P, ...], where member p's values depend on `seeds[p]` only.
+
+        Encoder and head: orthogonal (Saxe et al. 2014), gain sqrt(2) before a ReLU and 1 at the outputs, biases 0.
+        LSTM: uniform in +-1/sqrt(H) as in `torch.nn.LSTM`, plus 1 on the forget gate's bias (Jozefowicz et al. 2015).
+
+        Errors: ValueError for no seeds, or one that is not an int in [0, 2**63).
+        """
+        check_seeds(seeds)
+        members = [self._init_one(int(seed)) for seed in seeds]
+        return {name: torch.stack([m[name] for m in members]) for name in members[0]}
+
+    def _init_one(self, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        H = self.hidden_size
+        params: dict[str, Tensor] = {}
+        for name, shape in self.shapes().items():
+            value = torch.zeros(shape)
+            if name.startswith("lstm."):
+                value.uniform_(-(H**-0.5), H**-0.5, generator=generator)
+                if name == "lstm.bias":
+                    value[H : 2 * H] += 1.0
+            elif name.endswith(".weight"):
+                gain = 1.0 if name in ("head.adv.weight", "head.val.weight") else 2.0**0.5
+                torch.nn.init.orthogonal_(value, gain=gain, generator=generator)
+            params[name] = value
+        return params
+
+    def encode(self, params: Params, obs: Tensor) -> Tensor:
+        """LSTM input features of observations: obs [P, ..., obs_size] -> [P, ..., D].
+
+        Errors: ValueError when `obs` does not have the members' axis first and `obs_size` last.
+        """
+        P = params["lstm.w_ih"].shape[0]
+        if obs.dim() < 2 or obs.shape[0] != P or obs.shape[-1] != self.obs_size:
+            raise ValueError(f"obs has shape {list(obs.shape)}; expected [P, ..., obs_size] = [{P}, ..., {self.obs_size}]")
+        features = self._encode_rows(params, obs.reshape(P, -1, self.obs_size))
+        return features.reshape(*obs.shape[:-1], self.feature_size)
+
+    def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
+        """[P, N, obs_size] -> [P, N, D]."""
+        raise NotImplementedError
+
+    def recurrent(self, params: Params) -> RecurrentQParams:
+        """The LSTM's and the head's weights in the form the operators take; the same tensors, not copies."""
+        return RecurrentQParams(
+            params["lstm.w_ih"],
+            params["lstm.w_hh"],
+            params["lstm.bias"],
+            params.get("head.fc.weight"),
+            params.get("head.fc.bias"),
+            params["head.adv.weight"],
+            params["head.adv.bias"],
+            params.get("head.val.weight"),
+            params.get("head.val.bias"),
+        )
+
+    def q_values(self, params: Params, h: Tensor) -> Tensor:
+        """Q-values of LSTM outputs: h [P, N, H] -> [P, N, A].
+
+        Dueling (Wang et al. 2016): value + advantage - mean advantage, the mean over all A actions.
+        """
+        if self.head_size is not None:
+            h = torch.relu(_linear(params, "head.fc", h))
+        q = _linear(params, "head.adv", h)
+        if self.dueling:
+            q = q - q.mean(-1, keepdim=True) + _linear(params, "head.val", h)
+        return q
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ValueError unless `seeds` holds at least one int in [0, 2**63)."""
+    if len(seeds) == 0:
+        raise ValueError("seeds is empty; expected one seed per member")
+    for seed in seeds:
+        if not 0 <= int(seed) < 2**63 or int(seed) != seed:
+            raise ValueError(f"seeds holds {seed!r}; expected ints in [0, 2**63)")
+
+
+class RecurrentQNetwork(_LSTMWithHead):
+    """MLP encoder -> LSTM -> (dueling) head, for observations that are flat vectors.
+
+    The recurrent Q-network of DRQN (Hausknecht & Stone 2015) with the head of R2D2 (Kapturowski et al. 2019).
+
+    Args:
+        obs_size: numbers in an observation.
+        n_actions: A, at least 1.
+        encoder: units of the encoder's ReLU layers; () feeds the observation straight to the LSTM (D = obs_size).
+        hidden_size: H.
+        head_size: F, units of the head's ReLU layer; None for streams that read the LSTM's output.
+        dueling: separate value and advantage streams.
+
+    Errors: ValueError naming the argument for a size below 1.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        n_actions: int,
+        *,
+        encoder: Sequence[int] = (128,),
+        hidden_size: int = 128,
+        head_size: int | None = 128,
+        dueling: bool = True,
+    ):
+        for i, units in enumerate(encoder):
+            _positive(**{f"encoder[{i}]": units})
+        self.encoder = tuple(encoder)
+        super().__init__(obs_size, n_actions, (obs_size, *encoder)[-1], hidden_size, head_size, dueling)
+
+    def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        sizes = (self.obs_size, *self.encoder)
+        return {f"encoder.{i}": (sizes[i + 1], sizes[i]) for i in range(len(self.encoder))}
+
+    def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
+        for i in range(len(self.encoder)):
+            x = torch.relu(_linear(params, f"encoder.{i}", x))
+        return x
+
+
+class RecurrentSpatialQNetwork(_LSTMWithHead):
+    """Convolutions over the Town's window, small layers for the rest of its observation, LSTM 256, head 128.
+
+    The flat observation is: `planes` maps of height x width (a map at a time, rows first) | x, y | 8 meters | building
+    underfoot (15), sin and cos of the hour, progress. The maps go through two 3x3 convolutions (16 and 32 channels,
+    padding 1, ReLU) and a ReLU layer of 128; position and meters through 32 each; the last 18 numbers, what the place
+    affords now, through 32. D = 128 + 32 + 32 + 32 = 224.
+
+    Args:
+        planes, height, width: the window's maps; `from_town` reads them off an environment.
+        n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
+
+    Errors: ValueError naming the argument for a size below 1.
+    """
+
+    POSITION, METERS, AFFORDANCE = 2, 8, 18
+
+    def __init__(
+        self,
+        planes: int,
+        height: int,
+        width: int,
+        *,
+        n_actions: int = 6,
+        hidden_size: int = 256,
+        head_size: int | None = 128,
+        dueling: bool = True,
+    ):
+        _positive(planes=planes, height=height, width=width)
+        self.planes, self.height, self.width = planes, height, width
+        obs_size = planes * height * width + self.POSITION + self.METERS + self.AFFORDANCE
+        super().__init__(obs_size, n_actions, 128 + 32 + 32 + 32, hidden_size, head_size, dueling)
+
+    @classmethod
+    def from_town(
+        cls,
+        *,
+        level: str = "town",
+        size: int = 8,
+        partial: bool = True,
+        radius: int | None = None,
+        window: str | None = None,
+        **sizes: Any,
+    ) -> RecurrentSpatialQNetwork:
+        """The network that fits a Town made with these arguments (defaults as in `TownVectorEnv`).
+
+        `sizes` goes to the constructor (hidden_size, head_size, dueling).
+        """
+        hamlet = level == "hamlet"
+        radius = (1 if hamlet else 2) if radius is None else radius
+        window = ("kind" if hamlet else "presence") if window is None else window
+        if not partial:
+            return cls(14, size, size, **sizes)
+        side = 2 * radius + 1
+        return cls(15 if window == "kind" else 2, side, side, **sizes)
+
+    def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "conv.0": (16, self.planes, 3, 3),
+            "conv.1": (32, 16, 3, 3),
+            "window": (128, 32 * self.height * self.width),
+            "position": (32, self.POSITION),
+            "meters": (32, self.METERS),
+            "affordance": (32, self.AFFORDANCE),
+        }
+
+    def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
+        P, N, _ = x.shape
+        start = self.planes * self.height * self.width
+        # one grouped convolution for all members: member p's maps are group p
+        y = x[..., :start].transpose(0, 1).reshape(N, P * self.planes, self.height, self.width)
+        for name in ("conv.0", "conv.1"):
+            weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+            y = torch.relu(torch.conv2d(y, weight.flatten(0, 1), bias.flatten(), padding=1, groups=P))
+        parts = [torch.relu(_linear(params, "window", y.reshape(N, P, -1).transpose(0, 1)))]
+        for name, size in (("position", self.POSITION), ("meters", self.METERS), ("affordance", self.AFFORDANCE)):
+            parts.append(torch.relu(_linear(params, name, x[..., start : start + size])))
+            start += size
+        return torch.cat(parts, dim=-1)

@@ -1,0 +1,315 @@
+"""P recurrent Q-learning agents trained side by side: weights, target weights, Adam, and the state they act with.
+
+All numbers of one kind lie in one flat float32 buffer [P, N]; a row is a member. Named parameters are leaf views into
+the online buffer and their gradients views into the gradient buffer, so that clipping, Adam and target sync are a
+handful of operations on whole buffers, whatever the network's layers are.
+
+Symbols: P members, E environments per member, N numbers per member, H LSTM units, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _C, ops
+from .networks import RecurrentNetwork, check_seeds, cut_memory
+from .params import RecurrentQParams
+
+ACTING_STREAM = 1
+"""Which of a member's Philox streams epsilon-greedy draws from."""
+
+_ALIGN = 16  # floats: each parameter starts on a cache line
+
+
+def per_member(name: str, value: float | Sequence[float] | Tensor, members: int) -> Tensor:
+    """One float32 per member [P] from a number or P numbers; ValueError names the argument otherwise."""
+    out = torch.as_tensor(value, dtype=torch.float32)
+    if out.dim() == 0:
+        out = out.expand(members)
+    if tuple(out.shape) != (members,):
+        raise ValueError(f"{name} has shape {list(out.shape)}; expected one value or one per member, [{members}]")
+    return out.clone()
+
+
+class VectorizedPopulation:
+    """P members that share a network's architecture and nothing else, each acting in its own E environments.
+
+    Member p alone follows member p among others (up to the rounding of batched products): initial weights and
+    exploration depend on `seeds[p]` only, clipping and Adam work per member.
+
+    Args:
+        network: sizes and functions (`RecurrentQNetwork`, `RecurrentSpatialQNetwork` or alike).
+        seeds: one int per member; its length is P.
+        num_envs: E.
+        gamma: discount per step in [0, 1], a number or one per member. The learner's TDSpec uses this same value.
+        lr: Adam's step size, a number or one per member.
+        adam_betas, adam_eps: Adam's decay rates and denominator offset (Kingma & Ba 2015).
+        clip_norm: largest global gradient norm per member, a number or one per member; None: no clipping.
+        memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
+
+    Attributes:
+        online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
+        online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32.
+        packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
+        lr, gamma, clip_norm: float32 [P]; may be written between updates.
+
+    Errors: ValueError naming the argument.
+    """
+
+    def __init__(
+        self,
+        network: RecurrentNetwork,
+        seeds: Sequence[int],
+        *,
+        num_envs: int,
+        gamma: float | Sequence[float] | Tensor = 0.99,
+        lr: float | Sequence[float] | Tensor = 1e-3,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-5,
+        clip_norm: float | Sequence[float] | Tensor | None = 10.0,
+        memory: bool = True,
+    ):
+        check_seeds(seeds)
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; expected at least 1")
+        self.network = network
+        self.seeds = [int(s) for s in seeds]
+        self.members = len(self.seeds)
+        self.num_envs = num_envs
+        self.memory = memory
+        self.gamma = per_member("gamma", gamma, self.members)
+        self.lr = per_member("lr", lr, self.members)
+        self.clip_norm = None if clip_norm is None else per_member("clip_norm", clip_norm, self.members)
+        self.adam_betas, self.adam_eps = adam_betas, adam_eps
+        if not bool(((self.gamma >= 0) & (self.gamma <= 1)).all()):
+            raise ValueError(f"gamma is {gamma}; expected values in [0, 1]")
+        if not bool(((self.lr > 0) & self.lr.isfinite()).all()):
+            raise ValueError(f"lr is {lr}; expected positive values")
+        if self.clip_norm is not None and not bool((self.clip_norm > 0).all()):
+            raise ValueError(f"clip_norm is {clip_norm}; expected positive values or None")
+
+        initial = network.init(self.seeds)
+        self._slots: dict[str, tuple[int, tuple[int, ...]]] = {}  # name -> (offset in a row, shape [P, ...])
+        offset = 0
+        for name, value in initial.items():
+            self._slots[name] = (offset, tuple(value.shape))
+            offset += -(-value[0].numel() // _ALIGN) * _ALIGN
+        flat = [torch.zeros(self.members, offset) for _ in range(5)]
+        self.online_flat, self.target_flat, self.grad_flat, self.adam_m, self.adam_v = flat
+        self.adam_steps = 0
+        gradients = self._views(self.grad_flat)
+        self.online: dict[str, Tensor] = {}
+        for name, view in self._views(self.online_flat).items():
+            view.copy_(initial[name])
+            leaf = view.detach().requires_grad_()
+            leaf.grad = gradients[name]
+            self.online[name] = leaf
+        self.target_network = self._views(self.target_flat)
+        self.sync_target()
+
+        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+        self.act_count = 0
+        self._h = torch.zeros(self.members, num_envs, network.hidden_size)
+        self._c = torch.zeros_like(self._h)
+        self._always = torch.ones(self.members, num_envs, dtype=torch.bool)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name -> [P, ...] view into a flat buffer [P, N]."""
+        views = {}
+        for name, (offset, shape) in self._slots.items():
+            numel = int(np.prod(shape[1:]))
+            views[name] = flat[:, offset : offset + numel].view(shape)
+        return views
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """(h, c), each [P, E, H]: what the members carry *before* the next observation. Training never touches it."""
+        return self._h, self._c
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor | np.ndarray,
+        reset: Tensor | np.ndarray,
+        legal: Tensor | np.ndarray | None = None,
+        epsilon: float | Sequence[float] | Tensor = 0.0,
+    ) -> Tensor:
+        """Epsilon-greedy actions; advances the carried state by exactly one step.
+
+        Args:
+            obs: [P, E, obs_size] float.
+            reset: [P, E] bool, True where obs is the first of an episode: the state is zeroed before it.
+            legal: [P, E, A] bool or None; a row without a legal action counts as all legal.
+            epsilon: probability of a uniform draw over the legal actions; one number, [P] or [P, E].
+
+        Returns: actions [P, E] int64. Ties go to the lowest action. An environment's draws depend on its member's
+            seed, its own index and `act_count` only.
+
+        Errors: ValueError naming the argument for wrong shapes or an epsilon outside [0, 1].
+        """
+        P, E, A = self.members, self.num_envs, self.network.n_actions
+        x = torch.as_tensor(obs, dtype=torch.float32)
+        if tuple(x.shape[:2]) != (P, E):
+            raise ValueError(f"obs has shape {list(x.shape)}; expected [P, E, obs_size] = [{P}, {E}, ...]")
+        first = torch.as_tensor(reset, dtype=torch.bool)
+        if tuple(first.shape) != (P, E):
+            raise ValueError(f"reset has shape {list(first.shape)}; expected [P, E] = [{P}, {E}]")
+        allowed = None if legal is None else torch.as_tensor(legal, dtype=torch.bool)
+        if allowed is not None and tuple(allowed.shape) != (P, E, A):
+            raise ValueError(f"legal has shape {list(allowed.shape)}; expected [P, E, A] = [{P}, {E}, {A}]")
+        explore = self._explore_probability(epsilon)
+
+        weights = self.network.recurrent(self.online)
+        h, c = ops.lstm_step(
+            self.network.encode(self.online, x),
+            self._h,
+            self._c,
+            weights.w_ih,
+            weights.w_hh,
+            weights.bias,
+            first if self.memory else self._always,
+        )
+        q = self.network.q_values(self.online, h)
+        if self.memory:
+            self._h, self._c = h, c
+
+        if allowed is None:
+            allowed = torch.ones_like(q, dtype=torch.bool)
+        else:
+            allowed = allowed | ~allowed.any(-1, keepdim=True)
+            q = q.masked_fill(~allowed, float("-inf"))
+        greedy = q.argmax(-1)  # the first of equals
+        draws = torch.from_numpy(_C.philox_uniform(self._keys, ACTING_STREAM, self.act_count, 2 * E)).view(P, E, 2)
+        self.act_count += 1
+        rank = allowed.cumsum(-1)  # how many legal actions up to and including this one
+        pick = (draws[..., 1] * rank[..., -1]).long()  # below their number, since draws are below 1
+        uniform = (rank <= pick.unsqueeze(-1)).sum(-1)
+        return torch.where(draws[..., 0] < explore, uniform, greedy)
+
+    def _explore_probability(self, epsilon: float | Sequence[float] | Tensor) -> Tensor:
+        """epsilon as float64, broadcastable to [P, E]."""
+        P, E = self.members, self.num_envs
+        out = torch.as_tensor(epsilon, dtype=torch.float64)
+        if tuple(out.shape) not in ((), (P,), (P, E)):
+            raise ValueError(f"epsilon has shape {list(out.shape)}; expected a number, [P] = [{P}] or [P, E] = [{P}, {E}]")
+        if not bool(((out >= 0) & (out <= 1)).all()):
+            raise ValueError(f"epsilon is {epsilon}; expected values in [0, 1]")
+        return out.unsqueeze(-1) if out.dim() == 1 else out
+
+    def reset_state(self) -> None:
+        """Forget: (h, c) becomes zero in every environment."""
+        self._h = torch.zeros_like(self._h)
+        self._c = torch.zeros_like(self._c)
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def recurrent(self, params: Mapping[str, Tensor]) -> RecurrentQParams:
+        """LSTM and head weights as training sees them: without memory where the population has none."""
+        weights = self.network.recurrent(params)
+        return weights if self.memory else cut_memory(weights)
+
+    def zero_grad(self) -> None:
+        """Every gradient becomes 0 (they are views and stay in place; do not set `.grad` to None)."""
+        self.grad_flat.zero_()
+
+    @torch.no_grad()
+    def adam_step(self) -> Tensor:
+        """Clips each member's gradient by its global norm, then one Adam step (Kingma & Ba 2015) for all members.
+
+        Returns: the gradient norms before clipping, [P].
+
+        Errors: ValueError naming the members whose gradient is not finite; nothing has been changed then.
+        """
+        norm = torch.linalg.vector_norm(self.grad_flat, dim=1)
+        require_finite("gradient", norm)
+        g = self.grad_flat
+        if self.clip_norm is not None:
+            g = g * (self.clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
+        b1, b2 = self.adam_betas
+        self.adam_steps += 1
+        self.adam_m.lerp_(g, 1 - b1)
+        self.adam_v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        denominator = (self.adam_v / (1 - b2**self.adam_steps)).sqrt_().add_(self.adam_eps)
+        step = self.adam_m / denominator
+        self.online_flat.sub_(step.mul_((self.lr / (1 - b1**self.adam_steps)).unsqueeze(1)))
+        return norm
+
+    @torch.no_grad()
+    def sync_target(self, mode: str = "hard", tau: float = 1.0) -> None:
+        """Moves the target network: "hard" copies the online weights, "soft" sets target += tau (online - target).
+
+        Errors: ValueError for another mode, or tau outside (0, 1].
+        """
+        if mode == "hard":
+            self.target_flat.copy_(self.online_flat)
+        elif mode == "soft":
+            if not 0.0 < tau <= 1.0:
+                raise ValueError(f"tau is {tau}; expected a value in (0, 1]")
+            self.target_flat.lerp_(self.online_flat, tau)
+        else:
+            raise ValueError(f"mode is {mode!r}; expected 'hard' or 'soft'")
+        self.packed_target = ops.pack(self.recurrent(self.target_network))
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything that a run needs to go on bit for bit: weights, target, Adam, acting state, counters."""
+        buffers = ("online", "target", "adam_m", "adam_v")
+        flat = (self.online_flat, self.target_flat, self.adam_m, self.adam_v)
+        out: dict[str, Any] = {
+            key: {name: v.clone() for name, v in self._views(f).items()} for key, f in zip(buffers, flat, strict=True)
+        }
+        out |= {"h": self._h.clone(), "c": self._c.clone(), "lr": self.lr.clone(), "gamma": self.gamma.clone()}
+        out |= {"adam_steps": self.adam_steps, "act_count": self.act_count, "seeds": list(self.seeds)}
+        return out
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned.
+
+        Errors: ValueError naming what is missing, unknown or of another shape; nothing has been changed then.
+        """
+        expected = set(self.state_dict())
+        if set(state) != expected:
+            raise ValueError(
+                f"population state: missing {sorted(expected - set(state))}, unknown {sorted(set(state) - expected)}"
+            )
+        flat = {"online": self.online_flat, "target": self.target_flat, "adam_m": self.adam_m, "adam_v": self.adam_v}
+        for key in flat:
+            got = {name: list(v.shape) for name, v in state[key].items()}
+            want = {name: list(shape) for name, (_, shape) in self._slots.items()}
+            for name in sorted(set(got) | set(want)):
+                if got.get(name) != want.get(name):
+                    raise ValueError(f"population state: {key}.{name} has shape {got.get(name)}; expected {want.get(name)}")
+        for name in ("h", "c", "lr", "gamma"):
+            mine = {"h": self._h, "c": self._c, "lr": self.lr, "gamma": self.gamma}[name]
+            if state[name].shape != mine.shape:
+                raise ValueError(
+                    f"population state: {name} has shape {list(state[name].shape)}; expected {list(mine.shape)}"
+                )
+        if len(state["seeds"]) != self.members:
+            raise ValueError(f"population state: {len(state['seeds'])} seeds; expected one per member, {self.members}")
+        for key, buffer in flat.items():
+            for name, view in self._views(buffer).items():
+                view.copy_(state[key][name])
+        self._h, self._c = state["h"].clone(), state["c"].clone()
+        self.lr, self.gamma = state["lr"].clone(), state["gamma"].clone()
+        self.adam_steps, self.act_count = int(state["adam_steps"]), int(state["act_count"])
+        self.seeds = [int(s) for s in state["seeds"]]
+        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+        self.packed_target = ops.pack(self.recurrent(self.target_network))
+
+
+def require_finite(what: str, value: Tensor) -> None:
+    """ValueError naming the members (first axis of `value`) that hold NaN or infinity."""
+    bad = ~value.isfinite().flatten(1).all(1) if value.dim() > 1 else ~value.isfinite()
+    if bool(bad.any()):
+        members = ", ".join(str(int(p)) for p in bad.nonzero())
+        raise ValueError(f"{what} of member {members} is not finite (NaN or infinity); its parameters were not updated")
