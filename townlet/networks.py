@@ -255,27 +255,15 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         super().__init__(obs_size, n_actions, 128 + 32 + 32 + 32, hidden_size, head_size, dueling)
 
     @classmethod
-    def from_town(
-        cls,
-        *,
-        level: str = "town",
-        size: int = 8,
-        partial: bool = True,
-        radius: int | None = None,
-        window: str | None = None,
-        **sizes: Any,
-    ) -> RecurrentSpatialQNetwork:
-        """The network that fits a Town made with these arguments (defaults as in `TownVectorEnv`).
+    def from_town(cls, town: Any, **sizes: Any) -> RecurrentSpatialQNetwork:
+        """The network for the observations of `town`: a `TownArgs`, or an environment made with them (its `args`).
 
         `sizes` goes to the constructor (hidden_size, head_size, dueling).
         """
-        hamlet = level == "hamlet"
-        radius = (1 if hamlet else 2) if radius is None else radius
-        window = ("kind" if hamlet else "presence") if window is None else window
-        if not partial:
-            return cls(14, size, size, **sizes)
-        side = 2 * radius + 1
-        return cls(15 if window == "kind" else 2, side, side, **sizes)
+        args = getattr(town, "args", town)
+        if not hasattr(args, "observation"):
+            raise ValueError(f"town is {town!r}; expected a TownArgs or a Town environment")
+        return cls(*args.observation.map_shape, **sizes)
 
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
         return {

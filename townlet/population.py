@@ -103,6 +103,7 @@ class VectorizedPopulation:
         self.online_flat, self.target_flat, self.grad_flat, self.adam_m, self.adam_v = flat
         self.adam_steps = 0
         gradients = self._views(self.grad_flat)
+        self._gradients = list(gradients.values())
         self.online: dict[str, Tensor] = {}
         for name, view in self._views(self.online_flat).items():
             view.copy_(initial[name])
@@ -215,9 +216,15 @@ class VectorizedPopulation:
         weights = self.network.recurrent(params)
         return weights if self.memory else cut_memory(weights)
 
-    def zero_grad(self) -> None:
-        """Every gradient becomes 0 (they are views and stay in place; do not set `.grad` to None)."""
+    def backward(self, loss: Tensor) -> None:
+        """Writes the gradients of `loss` [P], summed over members, into `grad_flat`; what came before is overwritten.
+
+        A parameter that the loss does not reach gets 0.
+        """
+        gradients = torch.autograd.grad(loss.sum(), list(self.online.values()), allow_unused=True)
         self.grad_flat.zero_()
+        reached = [(v, g) for v, g in zip(self._gradients, gradients, strict=True) if g is not None]
+        torch._foreach_copy_([v for v, _ in reached], [g for _, g in reached])
 
     @torch.no_grad()
     def adam_step(self) -> Tensor:
