@@ -136,7 +136,7 @@ def td_unroll(
         raise ValueError(f"batch.action holds {int(action.min())}..{int(action.max())}; expected 0 <= action < A = {size.A}")
     bad_member = ((action < 0) | (action >= size.A)).flatten(1).any(1)
     action = action.clamp(0, size.A - 1)
-    gamma = spec.gamma if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma)
+    gamma = spec.gamma if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma, dtype=torch.float64)
     gamma = gamma.to(reward).view(size.P, 1, 1)
 
     q, h_final, c_final = unroll_q(
