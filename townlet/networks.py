@@ -136,7 +136,9 @@ class _LSTMWithHead:
         """
         P = params["lstm.w_ih"].shape[0]
         if obs.dim() < 2 or obs.shape[0] != P or obs.shape[-1] != self.obs_size:
-            raise ValueError(f"obs has shape {list(obs.shape)}; expected [P, ..., obs_size] = [{P}, ..., {self.obs_size}]")
+            raise ValueError(
+                f"obs has shape {list(obs.shape)}; expected [P, ..., obs_size] = [{P}, ..., {self.obs_size}]"
+            )
         features = self._encode_rows(params, obs.reshape(P, -1, self.obs_size))
         return features.reshape(*obs.shape[:-1], self.feature_size)
 

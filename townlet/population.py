@@ -199,7 +199,9 @@ class VectorizedPopulation:
         P, E = self.members, self.num_envs
         out = torch.as_tensor(epsilon, dtype=torch.float64)
         if tuple(out.shape) not in ((), (P,), (P, E)):
-            raise ValueError(f"epsilon has shape {list(out.shape)}; expected a number, [P] = [{P}] or [P, E] = [{P}, {E}]")
+            raise ValueError(
+                f"epsilon has shape {list(out.shape)}; expected a number, [P] = [{P}] or [P, E] = [{P}, {E}]"
+            )
         if not bool(((out >= 0) & (out <= 1)).all()):
             raise ValueError(f"epsilon is {epsilon}; expected values in [0, 1]")
         return out.unsqueeze(-1) if out.dim() == 1 else out
@@ -294,7 +296,9 @@ class VectorizedPopulation:
             want = {name: list(shape) for name, (_, shape) in self._slots.items()}
             for name in sorted(set(got) | set(want)):
                 if got.get(name) != want.get(name):
-                    raise ValueError(f"population state: {key}.{name} has shape {got.get(name)}; expected {want.get(name)}")
+                    raise ValueError(
+                        f"population state: {key}.{name} has shape {got.get(name)}; expected {want.get(name)}"
+                    )
         for name in ("h", "c", "lr", "gamma"):
             mine = {"h": self._h, "c": self._c, "lr": self.lr, "gamma": self.gamma}[name]
             if state[name].shape != mine.shape:

@@ -1,0 +1,144 @@
+"""One training step of a population: recurrent double Q-learning on replayed sequences.
+
+DRQN (Hausknecht & Stone 2015) with R2D2's stored states, burn-in and n-step targets (Kapturowski et al. 2019), double
+Q (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), prioritised replay (Schaul et al. 2016) and Adam (Kingma
+& Ba 2015). Everything between features and loss is one call of the fused operator.
+
+Symbols: P members, B sequences per member, S transitions per sequence, L burn-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .params import SequenceBatch, TDOutput, TDSpec
+from .population import VectorizedPopulation, per_member, require_finite
+from .replay import SequentialReplayBuffer
+
+TDUnroll = Callable[..., TDOutput]
+
+
+class Learner:
+    """Trains a population from its replay buffer.
+
+    Args:
+        population, replay: with the same number of members.
+        spec: how targets and loss are formed; its gamma must be the population's.
+        batch_size: B, windows per member in one update.
+        sync_every: updates between two syncs of the target network.
+        tau: None for hard syncs, else the weight of a soft one, in (0, 1].
+        use_target: False trains without a target network: the bootstrap values are the online network's, detached.
+        td_unroll: the operator; tests hand in broken ones.
+
+    Errors: ValueError naming the argument.
+    """
+
+    def __init__(
+        self,
+        population: VectorizedPopulation,
+        replay: SequentialReplayBuffer,
+        spec: TDSpec,
+        *,
+        batch_size: int,
+        sync_every: int,
+        tau: float | None = None,
+        use_target: bool = True,
+        td_unroll: TDUnroll = ops.td_unroll,
+    ):
+        for name, value in (("batch_size", batch_size), ("sync_every", sync_every)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        if tau is not None and not 0.0 < tau <= 1.0:
+            raise ValueError(f"tau is {tau}; expected a value in (0, 1] or None")
+        if replay.members != population.members:
+            raise ValueError(f"replay has {replay.members} members; expected the population's {population.members}")
+        if spec.burn_in >= replay.seq_len:
+            raise ValueError(f"spec.burn_in is {spec.burn_in}; expected less than replay's seq_len, {replay.seq_len}")
+        if not torch.equal(per_member("spec.gamma", spec.gamma, population.members), population.gamma):
+            raise ValueError(
+                f"spec.gamma is {spec.gamma}; expected the population's gamma, {population.gamma.tolist()}"
+            )
+        self.population = population
+        self.replay = replay
+        self.spec = spec
+        self.batch_size = batch_size
+        self.sync_every = sync_every
+        self.tau = tau
+        self.use_target = use_target
+        self.td_unroll = td_unroll
+        self.updates = 0
+
+    def update(self) -> dict[str, Tensor]:
+        """One update of every member.
+
+        Returns: metrics, float32 [P] each: `loss`; `td_error`, the mean of |td_error|; `q`, the mean Q-value of the
+            actions taken; `grad_norm`, before clipping; `priority`, the mean over the batch; `valid`, the share of
+            transitions after burn-in that were trained on.
+
+        Errors: ValueError when replay does not hold a window yet, or naming the members whose observations, loss or
+            gradients are not finite; no parameter has been touched then.
+        """
+        population, network = self.population, self.population.network
+        sample = self.replay.sample(self.batch_size)
+        require_finite("a replayed observation", sample.obs)
+
+        features_online = network.encode(population.online, sample.obs)
+        features_target = None
+        if self.use_target:
+            with torch.no_grad():
+                features_target = network.encode(population.target_network, sample.obs)
+
+        batch = SequenceBatch(
+            features_online,
+            features_target,
+            sample.h0,
+            sample.c0,
+            sample.action,
+            sample.reward,
+            sample.terminated,
+            sample.reset,
+            sample.mask,
+            sample.weight,
+            sample.legal,
+        )
+        online = population.recurrent(population.online)
+        out = self.td_unroll(online, population.packed_target if self.use_target else None, batch, self.spec)
+        require_finite("loss", out.loss)
+
+        population.backward(out.loss)
+        grad_norm = population.adam_step()
+        self.replay.update_priorities(sample, out.priority)
+        self.updates += 1
+        if self.use_target and self.updates % self.sync_every == 0:
+            if self.tau is None:
+                population.sync_target("hard")
+            else:
+                population.sync_target("soft", self.tau)
+        return self._metrics(batch, out, grad_norm)
+
+    def _metrics(self, batch: SequenceBatch, out: TDOutput, grad_norm: Tensor) -> dict[str, Tensor]:
+        valid = batch.mask & (batch.terminated | ~batch.reset[:, :, 1:])
+        trained = valid[:, :, self.spec.burn_in :].sum((1, 2))
+        return {
+            "loss": out.loss.detach(),
+            "td_error": out.td_error.abs().sum((1, 2)) / trained.clamp(min=1),
+            "q": out.q_taken.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1),
+            "grad_norm": grad_norm,
+            "priority": out.priority.mean(1),
+            "valid": trained / valid[:, :, self.spec.burn_in :][0].numel(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's own counter; population and replay have their own."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned. Errors: ValueError for other keys."""
+        if set(state) != {"updates"}:
+            raise ValueError(f"learner state holds {sorted(state)}; expected ['updates']")
+        self.updates = int(state["updates"])

@@ -1,0 +1,519 @@
+"""Sequence replay: what each environment saw and did, kept as one unbroken stream that is cut into windows when sampled.
+
+Every environment of every member has a ring of T steps. Step t of a stream holds observation t, whether it opens an
+episode, the action taken on it and what the world returned. Windows of S transitions (S + 1 observations) start every
+`stride` steps and run across the ends of episodes; `reset` and `mask` tell the learner where those are, so an episode
+of any length is trained on whole, in proportion to its length, with no padding. The recurrent state before a window's
+first observation is stored (R2D2, Kapturowski et al. 2019), and there alone; so is the window's priority (prioritised
+replay, Schaul et al. 2016).
+
+Symbols: P members, E environments per member, T ring length, S transitions in a window, B windows in a batch,
+K = T / stride window slots of a stream, H LSTM units, A actions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _C
+from .networks import check_seeds
+
+log = logging.getLogger(__name__)
+
+REPLAY_STREAM = 2
+"""Which of a member's Philox streams windows are drawn from."""
+
+PRIORITY_FLOOR = 1e-6
+"""Added to every priority, so that a window without error can still be drawn."""
+
+
+class ReplaySample(NamedTuple):
+    """B windows for each of P members."""
+
+    obs: Tensor  #          [P, B, S+1, obs_size] float32
+    h0: Tensor  #           [P, B, H] float32, the state before observation 0
+    c0: Tensor  #           [P, B, H]
+    action: Tensor  #       [P, B, S] int64
+    reward: Tensor  #       [P, B, S] float32
+    terminated: Tensor  #   [P, B, S] bool
+    reset: Tensor  #        [P, B, S+1] bool
+    mask: Tensor  #         [P, B, S] bool
+    weight: Tensor  #       [P, B] float32, importance-sampling weights (ones when uniform)
+    legal: Tensor | None  # [P, B, S+1, A] bool
+    slot: Tensor  #         [P, B] int64, where the window's priority lives: env * K + (start % T) / stride
+    start: Tensor  #        [P, B] int64, the stream step at which the window starts
+
+
+class ReplaySize(NamedTuple):
+    """What a buffer of given arguments holds."""
+
+    ring: int  #    T, steps per environment
+    windows: int  # K * E, window slots per member
+    nbytes: int  #  memory of all members
+
+
+class SequentialReplayBuffer:
+    """Streams of P x E environments in preallocated rings, sampled as windows of S + 1 observations.
+
+    Args:
+        members, num_envs: P, E.
+        capacity: transitions per member. T = capacity // E rounded down to a multiple of `stride`.
+        obs_size, n_actions, hidden_size: widths of what is stored.
+        seq_len: S.
+        stride: steps between window starts, 1..S; None: half a window. With burn-in L, choose at most S - L to train
+            on every transition.
+        prioritised: draw windows in proportion to priority**alpha instead of uniformly.
+        alpha: exponent of the priority in [0, 1]. beta: exponent of the importance weights in [0, 1]; may be written
+            between samples, to anneal it.
+        seeds: one int per member; a member's draws depend on its seed and the number of samples drawn, not on P.
+        store_legal: keep legal-action masks; without, samples carry None.
+
+    The memory needed is logged before it is allocated; `measure` tells it beforehand.
+
+    Errors: ValueError naming the argument, also where the capacity does not hold one window per environment;
+        MemoryError with the sizes when the machine does not have that much.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: int,
+        num_envs: int,
+        capacity: int,
+        obs_size: int,
+        n_actions: int,
+        hidden_size: int,
+        seq_len: int,
+        seeds: Sequence[int],
+        stride: int | None = None,
+        prioritised: bool = False,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        store_legal: bool = True,
+    ):
+        check_seeds(seeds)
+        if len(seeds) != members:
+            raise ValueError(f"seeds holds {len(seeds)} values; expected one per member, {members}")
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha is {alpha}; expected a value in [0, 1]")
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta is {beta}; expected a value in [0, 1]")
+        size = self.measure(
+            members=members,
+            num_envs=num_envs,
+            capacity=capacity,
+            obs_size=obs_size,
+            n_actions=n_actions,
+            hidden_size=hidden_size,
+            seq_len=seq_len,
+            stride=stride,
+            store_legal=store_legal,
+        )
+        self.members, self.num_envs = members, num_envs
+        self.obs_size, self.n_actions, self.hidden_size = obs_size, n_actions, hidden_size
+        self.seq_len, self.stride = seq_len, _stride(stride, seq_len)
+        self.ring, self.nbytes = size.ring, size.nbytes
+        self.prioritised, self.alpha, self.beta = prioritised, alpha, beta
+        self.seeds = [int(s) for s in seeds]
+        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+        self._slots = self.ring // self.stride  # K
+
+        what = f"replay: {members} x {num_envs} streams of {self.ring} steps, {size.nbytes / 2**20:,.1f} MiB"
+        memory = _machine_memory()
+        if size.nbytes > memory:
+            raise MemoryError(f"{what}; this machine has {memory / 2**20:,.1f} MiB: lower capacity")
+        log.info(what)
+        streams, steps, states = members * num_envs, members * num_envs * self.ring, members * size.windows
+        try:
+            self._data: dict[str, Tensor] = {  # one row per step of a stream
+                "obs": torch.zeros(steps, obs_size),
+                "action": torch.zeros(steps, dtype=torch.int32),
+                "reward": torch.zeros(steps),
+                "terminated": torch.zeros(steps, dtype=torch.bool),
+                "reset": torch.zeros(steps, dtype=torch.bool),
+                "mask": torch.zeros(steps, dtype=torch.bool),
+            }
+            if store_legal:
+                self._data["legal"] = torch.zeros(steps, n_actions, dtype=torch.bool)
+            self._h = torch.zeros(states, hidden_size)  # one row per window slot
+            self._c = torch.zeros(states, hidden_size)
+        except RuntimeError as error:
+            raise MemoryError(f"{what}; allocation failed: {error}") from error
+        self._priority = torch.zeros(states, dtype=torch.float64)
+        self._start = torch.full((states,), -1, dtype=torch.int64)  # the slot's window, -1: none complete
+        self._count = torch.zeros(streams, dtype=torch.int64)  # steps ever written to each stream
+        self._closed = torch.zeros(streams, dtype=torch.bool)  # the next step must open an episode
+        self._max_priority = torch.ones(members, dtype=torch.float64)
+        self._samples = 0
+        self._all_streams = torch.arange(streams)
+        self._span = torch.arange(seq_len + 1)
+
+    # -- size ----------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def measure(
+        *,
+        members: int,
+        num_envs: int,
+        capacity: int,
+        obs_size: int,
+        n_actions: int,
+        hidden_size: int,
+        seq_len: int,
+        stride: int | None = None,
+        store_legal: bool = True,
+    ) -> ReplaySize:
+        """Ring length, window slots and bytes of a buffer, without allocating it. Errors: ValueError as the class."""
+        sizes = {"members": members, "num_envs": num_envs, "capacity": capacity, "obs_size": obs_size}
+        sizes |= {"n_actions": n_actions, "hidden_size": hidden_size, "seq_len": seq_len}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected an int >= 1")
+        every = _stride(stride, seq_len)
+        ring = capacity // num_envs // every * every
+        if ring < seq_len + 1:
+            least = num_envs * (-(-(seq_len + 1) // every) * every)
+            raise ValueError(
+                f"capacity is {capacity}: {num_envs} environments of {ring} steps (a multiple of stride {every}), but a "
+                f"window takes {seq_len + 1}; expected at least {least}"
+            )
+        windows = num_envs * (ring // every)
+        per_step = 4 * obs_size + 4 + 4 + 3 + (n_actions if store_legal else 0)
+        per_window = 2 * 4 * hidden_size + 8 + 8
+        return ReplaySize(ring, windows, members * (num_envs * ring * per_step + windows * per_window))
+
+    def __len__(self) -> int:
+        """Steps held per member (of the member that holds fewest)."""
+        return int(self._count.clamp(max=self.ring).view(self.members, -1).sum(1).min())
+
+    @property
+    def windows(self) -> Tensor:
+        """How many complete windows each member holds, int64 [P]."""
+        return (self._start.view(self.members, -1) >= 0).sum(1)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every member holds a window."""
+        return bool((self.windows > 0).all())
+
+    def missing(self) -> str:
+        """In words, how much is missing before `sample` can be called; "" when nothing is."""
+        longest = self._count.view(self.members, -1).amax(1)
+        short = (self.windows == 0).nonzero().flatten().tolist()
+        if not short:
+            return ""
+        p = min(short, key=lambda m: int(longest[m]))
+        need = self.seq_len + 1
+        return (
+            f"member {p} holds {int(longest[p])} of the {need} steps of a first window in its longest stream; "
+            f"{need - int(longest[p])} more are missing"
+        )
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: Tensor | np.ndarray,
+        reset: Tensor | np.ndarray,
+        legal: Tensor | np.ndarray | None,
+        h: Tensor,
+        c: Tensor,
+        action: Tensor | np.ndarray,
+        reward: Tensor | np.ndarray,
+        terminated: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray,
+    ) -> None:
+        """One time step of all streams: what was seen, and what came of the action taken on it.
+
+        Args:
+            obs: [P, E, obs_size], finite.
+            reset: [P, E] bool, obs is the first of an episode.
+            legal: [P, E, A] bool, or None for all legal.
+            h, c: [P, E, H], the acting state *before* obs.
+            action: [P, E] int; reward: [P, E] float; terminated: [P, E] bool, true end (not truncation).
+            mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world.
+
+        Errors: ValueError naming the argument; nothing has been stored then.
+        """
+        P, E = self.members, self.num_envs
+        steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
+        if legal is not None:
+            steps["legal"] = legal
+        data = self._check(steps, (P, E))
+        states = {"h": torch.as_tensor(h, dtype=torch.float32), "c": torch.as_tensor(c, dtype=torch.float32)}
+        for name, value in states.items():
+            if tuple(value.shape) != (P, E, self.hidden_size):
+                raise ValueError(f"{name} has shape {list(value.shape)}; expected {[P, E, self.hidden_size]}")
+        if bool((self._closed & ~data["reset"].flatten()).any()):
+            raise ValueError("reset is False in a stream whose last step ended an added episode; expected True there")
+        self._append(
+            self._all_streams,
+            {name: v.flatten(0, 1).unsqueeze(1) for name, v in data.items()},
+            states["h"].view(P * E, 1, -1),
+            states["c"].view(P * E, 1, -1),
+        )
+        self._closed.zero_()
+
+    def add_episode(
+        self,
+        member: int,
+        obs: Tensor | np.ndarray,
+        action: Tensor | np.ndarray,
+        reward: Tensor | np.ndarray,
+        *,
+        terminated: bool,
+        env: int | None = None,
+        legal: Tensor | np.ndarray | None = None,
+        h: Tensor | None = None,
+        c: Tensor | None = None,
+    ) -> None:
+        """A whole episode from elsewhere, appended to one stream; episodes shorter than a window are joined up.
+
+        Args:
+            member: whose. env: which stream; None: the one that has received least.
+            obs: [n+1, obs_size], the final observation included. action: [n] int. reward: [n] float.
+            terminated: whether the episode truly ended with the last action, or was cut.
+            legal: [n+1, A] bool or None.
+            h, c: [n+1, H] states before each observation; zeros when not known (then use burn-in if windows start in
+                the middle of episodes).
+
+        The same stream may receive live steps later if they begin with an episode's first observation; a live episode
+        that an added one interrupts loses its last transition (it is masked).
+
+        Errors: ValueError naming the argument; nothing has been stored then.
+        """
+        if not 0 <= member < self.members:
+            raise ValueError(f"member is {member}; expected 0..{self.members - 1}")
+        if env is None:
+            env = int(self._count.view(self.members, -1)[member].argmin())
+        if not 0 <= env < self.num_envs:
+            raise ValueError(f"env is {env}; expected 0..{self.num_envs - 1} or None")
+        n = len(action)
+        if n < 1 or n + 1 > self.ring:
+            raise ValueError(
+                f"action holds {n} steps; expected 1..{self.ring - 1} (a stream holds {self.ring} observations)"
+            )
+        last = torch.arange(n + 1) == n
+        steps: dict[str, Any] = {"obs": obs, "reset": torch.arange(n + 1) == 0, "mask": ~last}
+        if legal is not None:
+            steps["legal"] = legal
+        data = self._check(steps, (n + 1,)) | self._pad_final(self._check({"action": action, "reward": reward}, (n,)))
+        data["terminated"] = (torch.arange(n + 1) == n - 1) & terminated
+        states = []
+        for name, value in (("h", h), ("c", c)):
+            state = (
+                torch.zeros(n + 1, self.hidden_size) if value is None else torch.as_tensor(value, dtype=torch.float32)
+            )
+            if tuple(state.shape) != (n + 1, self.hidden_size):
+                raise ValueError(f"{name} has shape {list(state.shape)}; expected {[n + 1, self.hidden_size]}")
+            states.append(state.unsqueeze(0))
+        stream = torch.tensor([member * self.num_envs + env])
+        self._append(stream, {name: v.unsqueeze(0) for name, v in data.items()}, *states)
+        self._closed[stream] = True
+
+    @staticmethod
+    def _pad_final(data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A zero entry for the final observation, on which no action was taken."""
+        return {name: torch.cat((v, torch.zeros_like(v[:1]))) for name, v in data.items()}
+
+    def _check(self, steps: Mapping[str, Any], lead: tuple[int, ...]) -> dict[str, Tensor]:
+        """`steps` as tensors of the stored types and shapes [*lead, ...]; ValueError names what does not fit."""
+        out = {}
+        for name, value in steps.items():
+            if name not in self._data:
+                raise ValueError(f"{name} is given, but this buffer was made with store_{name}=False")
+            store = self._data[name]
+            tensor = torch.as_tensor(value)
+            shape = (*lead, *store.shape[1:])
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+            if store.dtype != torch.float32 and tensor.is_floating_point():
+                raise ValueError(f"{name} has dtype {tensor.dtype}; expected {store.dtype}")
+            out[name] = tensor.to(store.dtype)
+        if "obs" in out and not bool(out["obs"].isfinite().all()):
+            where = (~out["obs"].isfinite()).nonzero()[0].tolist()
+            raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers")
+        return out
+
+    def _append(self, streams: Tensor, data: dict[str, Tensor], h: Tensor, c: Tensor) -> None:
+        """Writes n consecutive steps to each of M streams: data [M, n, ...], states before each step [M, n, H]."""
+        n = h.shape[1]
+        step = self._count[streams].unsqueeze(1) + torch.arange(n)  # [M, n] stream steps being written
+        place = step % self.ring
+        row = (streams.unsqueeze(1) * self.ring + place).flatten()
+        for name, store in self._data.items():
+            if name in data:
+                store[row] = data[name].flatten(0, 1)
+            else:  # no mask given: everything is legal
+                store[row] = True
+
+        # a window that began at a step written over is gone; a new one begins here, its state is stored
+        begins = step % self.stride == 0
+        slot = streams.unsqueeze(1) * self._slots + place // self.stride
+        opened = slot[begins]
+        self._h[opened] = h[begins]
+        self._c[opened] = c[begins]
+        self._start[opened] = -1
+
+        # a window is complete with its last observation, S steps after its start, if the ring still holds the start
+        first = step - self.seq_len
+        held = (first >= 0) & (first % self.stride == 0) & (first > step[:, -1:] - self.ring)
+        done = (streams.unsqueeze(1) * self._slots + first % self.ring // self.stride)[held]
+        self._start[done] = first[held]
+        self._priority[done] = self._max_priority[done // (self._slots * self.num_envs)]
+        self._count[streams] += n
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int) -> ReplaySample:
+        """B windows per member, drawn with replacement: uniformly, or in proportion to (priority + floor)**alpha.
+
+        Importance weights (Schaul et al. 2016): (N * probability)**-beta over the member's N windows, divided by the
+        largest in the member's batch; ones when uniform.
+
+        Errors: ValueError when a member does not hold a complete window yet (saying what is missing), or for a
+            batch_size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        lacking = self.missing()
+        if lacking:
+            raise ValueError(f"replay cannot be sampled yet: {lacking}")
+        P, B, S, T = self.members, batch_size, self.seq_len, self.ring
+        starts = self._start.view(P, -1)  # [P, E*K]
+        held = starts >= 0
+        mass = held.double()
+        if self.prioritised:
+            mass *= (self._priority.view(P, -1) + PRIORITY_FLOOR) ** self.alpha
+        edges = mass.cumsum(1)
+        total = edges[:, -1:]
+        draws = torch.from_numpy(_C.philox_uniform(self._keys, REPLAY_STREAM, self._samples, B))
+        self._samples += 1
+        # strictly below the total even after rounding, so that the slot found has mass
+        point = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
+        slot = torch.searchsorted(edges, point, right=True)  # [P, B]
+        start = starts.gather(1, slot)
+        weight = torch.ones(P, B, dtype=torch.float64)
+        if self.prioritised:
+            probability = mass.gather(1, slot) / total
+            weight = (held.sum(1, keepdim=True) * probability) ** -self.beta
+            weight /= weight.amax(1, keepdim=True)
+
+        member = torch.arange(P).unsqueeze(1)
+        stream = member * self.num_envs + slot // self._slots
+        row = (stream.unsqueeze(-1) * T + (start.unsqueeze(-1) + self._span) % T).flatten()  # P * B * (S+1)
+        state = (member * starts.shape[1] + slot).flatten()
+
+        def window(name: str, length: int = S + 1) -> Tensor:
+            store = self._data[name]
+            return store.index_select(0, row).view(P, B, S + 1, *store.shape[1:])[:, :, :length]
+
+        return ReplaySample(
+            obs=window("obs"),
+            h0=self._h.index_select(0, state).view(P, B, -1),
+            c0=self._c.index_select(0, state).view(P, B, -1),
+            action=window("action", S).long(),
+            reward=window("reward", S).contiguous(),
+            terminated=window("terminated", S).contiguous(),
+            reset=window("reset"),
+            mask=window("mask", S).contiguous(),
+            weight=weight.float(),
+            legal=window("legal") if "legal" in self._data else None,
+            slot=slot,
+            start=start,
+        )
+
+    def update_priorities(self, sample: ReplaySample, priority: Tensor) -> None:
+        """New priorities [P, B] for the windows of `sample`; one that was overwritten since keeps the new occupant's.
+
+        A window drawn twice takes one of its values. Errors: ValueError for another shape, or values that are not
+        finite and non-negative (naming the members); nothing has been changed then.
+        """
+        if tuple(priority.shape) != tuple(sample.slot.shape):
+            raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
+        value = priority.detach().double()
+        bad = ~(value.isfinite() & (value >= 0)).all(1)
+        if bool(bad.any()):
+            raise ValueError(f"priority of member {bad.nonzero().flatten().tolist()} is negative or not finite")
+        slots = self._slots * self.num_envs
+        index = sample.slot + torch.arange(self.members).unsqueeze(1) * slots
+        current = self._start[index] == sample.start
+        self._priority[index[current]] = value[current]
+        self._max_priority = torch.maximum(self._max_priority, value.amax(1))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit. Steps never written are left out; other tensors are shared, not copied."""
+        filled = int(self._count.amax().clamp(max=self.ring))
+        data = {name: v.view(-1, self.ring, *v.shape[1:])[:, :filled].contiguous() for name, v in self._data.items()}
+        return {
+            "data": data,
+            "h": self._h,
+            "c": self._c,
+            "priority": self._priority,
+            "start": self._start,
+            "count": self._count,
+            "closed": self._closed,
+            "max_priority": self._max_priority,
+            "samples": self._samples,
+            "seeds": list(self.seeds),
+            "layout": self._layout(),
+        }
+
+    def _layout(self) -> dict[str, int]:
+        names = ("members", "num_envs", "ring", "stride", "seq_len", "obs_size", "n_actions", "hidden_size")
+        return {name: int(getattr(self, name)) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` of a buffer with the same arguments returned.
+
+        Errors: ValueError naming what is missing or differs; nothing has been changed then.
+        """
+        mine = self.state_dict()
+        if set(state) != set(mine) or set(state["data"]) != set(self._data):
+            raise ValueError(f"replay state holds {sorted(state)}; expected {sorted(mine)}")
+        for name, value in self._layout().items():
+            if state["layout"].get(name) != value:
+                raise ValueError(f"replay state has {name} {state['layout'].get(name)}; expected {value}")
+        buffers = {
+            "h": self._h,
+            "c": self._c,
+            "priority": self._priority,
+            "start": self._start,
+            "count": self._count,
+            "closed": self._closed,
+            "max_priority": self._max_priority,
+        }
+        for name, buffer in buffers.items():
+            if state[name].shape != buffer.shape:
+                raise ValueError(
+                    f"replay state: {name} has shape {list(state[name].shape)}; expected {list(buffer.shape)}"
+                )
+        for name, buffer in buffers.items():
+            buffer.copy_(state[name])
+        for name, saved in state["data"].items():
+            store = self._data[name].view(-1, self.ring, *self._data[name].shape[1:])
+            store[:, : saved.shape[1]] = saved
+        self._samples = int(state["samples"])
+        self.seeds = [int(s) for s in state["seeds"]]
+        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+
+
+def _stride(stride: int | None, seq_len: int) -> int:
+    every = max(1, seq_len // 2) if stride is None else stride
+    if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= seq_len:
+        raise ValueError(f"stride is {stride!r}; expected 1..seq_len = 1..{seq_len}, or None")
+    return every
+
+
+def _machine_memory() -> int:
+    """Bytes of memory this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
