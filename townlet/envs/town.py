@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -88,7 +89,7 @@ class TownArgs:
     temporal: interactions take several ticks and buildings have hours; False: one tick does it all, always open.
     partial: the agent sees a window around it, else the whole map.
     window: "presence" (is there a building) or "kind" (which one); None: "presence" in the town, "kind" in the hamlet.
-    radius: of the window, in cells; None: 2 for "presence", 1 for "kind".
+    radius: of the window, in cells; None: 2 in the town, 1 in the hamlet.
     reward: per tick survived, "survival" gives 1, "wellbeing" the mean of energy, satiation and health.
     random_start: energy, satiation and money are drawn at reset.
     """
@@ -143,8 +144,8 @@ class TownArgs:
 
     @property
     def radius_used(self) -> int:
-        """`radius`, with the window's default filled in."""
-        return self.radius if self.radius is not None else (2 if self.window_used == "presence" else 1)
+        """`radius`, with the level's default filled in."""
+        return self.radius if self.radius is not None else (2 if self.level == "town" else 1)
 
     @property
     def observation(self) -> ObservationLayout:
@@ -152,8 +153,9 @@ class TownArgs:
         side = 2 * self.radius_used + 1 if self.partial else self.size
         planes = len(BUILDINGS) if not self.partial else 2 if self.window_used == "presence" else len(BUILDINGS) + 1
         edges = np.cumsum([0, planes * side * side, 2, len(METERS), len(BUILDINGS) + 1, 2, 1]).tolist()
-        parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        return ObservationLayout((planes, side, side), *parts, size=edges[-1])
+        the_map, position, meters, underfoot, clock, progress = (slice(a, b) for a, b in pairwise(edges))
+        shape = (planes, side, side)
+        return ObservationLayout(shape, the_map, position, meters, underfoot, clock, progress, size=edges[-1])
 
     def simulator(self, num_envs: int) -> _C.Town:
         """The C++ simulator with these arguments."""
@@ -333,9 +335,7 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         if self.render_mode is None:
             return None
         state = self.get_state()
-        scenes = (
-            pictures.scene(self.args, state, e, int(self._last_actions[e])) for e in range(self.num_envs)
-        )
+        scenes = (pictures.scene(self.args, state, e, int(self._last_actions[e])) for e in range(self.num_envs))
         draw = pictures.ansi if self.render_mode == "ansi" else pictures.rgb_array
         return tuple(draw(scene) for scene in scenes)
 
