@@ -1,0 +1,376 @@
+"""Every setting of a training run: one flat, frozen dataclass.
+
+Each field carries its meaning and unit beside its default; ``townlet train --help`` prints exactly these lines. Values come
+from three places, later ones winning: the defaults below, a YAML file (``Config.from_yaml``), command line flags
+(``Config.with_overrides``). Everything is checked once, here, when the object is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .envs.adapter import TOWN_ID
+
+# What a world gets when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
+WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
+    TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2, "reward": "wellbeing", "random_start": True},
+}
+# Evaluation measures what we care about, from full meters, whatever the training reward was.
+EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
+
+
+def _setting(default: Any, kind: str, group: str, meaning: str) -> Any:
+    metadata = {"kind": kind, "group": group, "meaning": meaning}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run. Steps are environment steps **per member** unless said otherwise.
+
+    Raises:
+        ValueError: a value has the wrong type or lies outside its range; the message names field, value and expectation.
+    """
+
+    # fmt: off
+    env: str = _setting(TOWN_ID, "str", "world", "Gymnasium id of the world")
+    env_args: dict[str, Any] = _setting({}, "args", "world", "arguments of the world as key=value; laid over the world's training defaults")
+    eval_env_args: dict[str, Any] = _setting({}, "args", "world", "arguments that differ in evaluation, as key=value; for the Town survival reward and full meters unless given")
+    seed: int = _setting(0, "int", "world", "seed of member 0; member p uses seed + p")
+
+    members: int = _setting(1, "int", "population", "P, independent agents trained side by side")
+    num_envs: int = _setting(64, "int", "population", "E, environments per member")
+    threads: int = _setting(0, "int", "population", "CPU threads for torch; 0 leaves torch's own choice")
+
+    total_steps: int = _setting(1_000_000, "int", "length", "environment steps per member")
+    learning_starts: int = _setting(10_000, "int", "length", "environment steps per member before the first update; at least num_envs * (seq_len + 1)")
+    replay_ratio: float = _setting(4.0, "float", "length", "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step")
+
+    network: str = _setting("mlp", "str", "network", "mlp (any world) or spatial (the Town's window through convolutions)")
+    cell: str = _setting("lstm", "str", "network", "recurrent cell; only lstm is supported")
+    layers: int = _setting(1, "int", "network", "recurrent layers; only 1 is supported")
+    encoder: tuple[int, ...] = _setting((128,), "ints", "network", "units of the encoder's ReLU layers (mlp), comma separated")
+    hidden_size: int = _setting(128, "int", "network", "H, LSTM units (mlp; the spatial network has its own size)")
+    head_size: int | None = _setting(128, "opt_int", "network", "F, units of the head's ReLU layer; none for a linear head")
+    dueling: bool = _setting(True, "bool", "network", "separate value and advantage streams")
+    memory: bool = _setting(True, "bool", "network", "false trains the memoryless control: state zeroed at every step, in acting and in training")
+
+    capacity: int = _setting(200_000, "int", "replay", "transitions kept per member")
+    seq_len: int = _setting(40, "int", "replay", "S, transitions in a replayed sequence")
+    burn_in: int = _setting(10, "int", "replay", "L, first transitions of a sequence that only warm the state up; below seq_len")
+    stride: int | None = _setting(None, "opt_int", "replay", "steps between the starts of stored sequences; none for half of seq_len")
+    batch_size: int = _setting(32, "int", "replay", "B, sequences per member in one update")
+    prioritised: bool = _setting(False, "bool", "replay", "draw sequences by priority instead of uniformly")
+    alpha: float = _setting(0.6, "float", "replay", "exponent of the priority, 0 (uniform) to 1")
+    beta: float = _setting(0.4, "float", "replay", "exponent of the importance-sampling weight, 0 to 1")
+    eta: float = _setting(0.9, "float", "replay", "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
+
+    gamma: float | tuple[float, ...] = _setting(0.99, "floats", "learning", "discount per step; one value, or one per member, comma separated")
+    n_step: int = _setting(5, "int", "learning", "steps of reward before bootstrapping")
+    double_q: bool = _setting(True, "bool", "learning", "choose the successor's action with the online network")
+    rescale_eps: float = _setting(1e-3, "float", "learning", "epsilon of the value rescaling h(x); 0 switches rescaling off")
+    loss: str = _setting("huber", "str", "learning", "huber or mse")
+    huber_delta: float = _setting(1.0, "float", "learning", "TD error at which huber turns linear")
+    lr: float | tuple[float, ...] = _setting(1e-3, "floats", "learning", "Adam learning rate; one value, or one per member, comma separated")
+    adam_eps: float = _setting(1e-5, "float", "learning", "Adam epsilon")
+    clip_norm: float = _setting(10.0, "float", "learning", "largest gradient norm of a member")
+    sync_every: int = _setting(200, "int", "learning", "updates between hard copies to the target network; unused when tau is given")
+    tau: float | None = _setting(None, "opt_float", "learning", "step of the soft target update made after each update; none for hard copies")
+
+    epsilon_start: float = _setting(1.0, "float", "exploration", "share of random actions at step 0")
+    epsilon_end: float | tuple[float, ...] = _setting(0.05, "floats", "exploration", "share of random actions after the decay; one value, or one per member")
+    epsilon_decay_steps: int = _setting(200_000, "int", "exploration", "environment steps per member over which epsilon falls linearly")
+    epsilon_ladder: float = _setting(0.0, "float", "exploration", "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same")
+
+    eval_every: int = _setting(100_000, "int", "records", "environment steps per member between evaluations; 0 for none before the end")
+    eval_episodes: int = _setting(64, "int", "records", "greedy episodes per member in each of those evaluations")
+    final_eval_episodes: int = _setting(256, "int", "records", "greedy episodes per member in the evaluation at the end; 0 for none")
+    eval_max_steps: int = _setting(10_000, "int", "records", "steps after which an evaluation episode that does not end is cut")
+    log_every: int = _setting(20_000, "int", "records", "environment steps per member between rows of metrics.csv")
+    checkpoint_every: int = _setting(250_000, "int", "records", "environment steps per member between checkpoints; 0 for one at the end only")
+    keep_checkpoints: int = _setting(2, "int", "records", "complete checkpoints kept")
+    run_dir: str | None = _setting(None, "opt_str", "records", "folder of the run; none for runs/<world>-<time>")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        _validate(self)
+
+    # ---- where values come from -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> Config:
+        """Defaults with ``values`` laid over them. Raises ValueError for a key that is not a setting."""
+        reject_unknown(values, source)
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+        """Defaults, then the YAML mapping in ``path``, then ``overrides``; only the result has to be consistent."""
+        return cls.from_dict({**read_yaml(path), **(overrides or {})}, source=str(path))
+
+    def with_overrides(self, values: Mapping[str, Any]) -> Config:
+        """This configuration with some settings replaced."""
+        return Config.from_dict({**asdict(self), **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (lists instead of tuples), as YAML and checkpoints hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write all settings, each under its group's heading and below its meaning."""
+        lines, group = [], ""
+        values = self.to_dict()
+        for f in fields(self):
+            if f.metadata["group"] != group:
+                group = f.metadata["group"]
+                lines += ["", f"# ---- {group}"]
+            value = yaml.safe_dump(values[f.name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            lines += [f"# {f.metadata['meaning']}", f"{f.name}: {value}"]
+        Path(path).write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+
+    # ---- what follows from the settings -----------------------------------------------------------------------------
+
+    @property
+    def is_town(self) -> bool:
+        return self.env == TOWN_ID
+
+    @property
+    def training_args(self) -> dict[str, Any]:
+        """Arguments of the training worlds."""
+        return {**WORLD_DEFAULTS.get(self.env, {}), **self.env_args}
+
+    @property
+    def evaluation_args(self) -> dict[str, Any]:
+        """Arguments of the evaluation worlds: the training ones, what evaluation changes, what the user changes."""
+        return {**self.training_args, **EVALUATION_DEFAULTS.get(self.env, {}), **self.eval_env_args}
+
+    @property
+    def trained_per_update(self) -> int:
+        """Transitions per member that one update trains on."""
+        return self.batch_size * (self.seq_len - self.burn_in)
+
+    def per_member(self, name: str) -> list[float]:
+        """Setting ``name`` as a list of ``members`` floats."""
+        value = getattr(self, name)
+        return list(value) if isinstance(value, tuple) else [value] * self.members
+
+
+# ---- types ----------------------------------------------------------------------------------------------------------
+
+
+def _int(v: Any) -> int:
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or v != int(v):
+        raise TypeError
+    return int(v)
+
+
+def _float(v: Any) -> float:
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v):
+        raise TypeError
+    return float(v)
+
+
+def _str(v: Any) -> str:
+    if not isinstance(v, str) or not v:
+        raise TypeError
+    return v
+
+
+def _bool(v: Any) -> bool:
+    if not isinstance(v, bool):
+        raise TypeError
+    return v
+
+
+def _ints(v: Any) -> tuple[int, ...]:
+    return tuple(_int(x) for x in v) if isinstance(v, (list, tuple)) else (_int(v),)
+
+
+def _floats(v: Any) -> float | tuple[float, ...]:
+    if isinstance(v, (list, tuple)):
+        return tuple(_float(x) for x in v)
+    return _float(v)
+
+
+def _args(v: Any) -> dict[str, Any]:
+    if not isinstance(v, Mapping) or not all(isinstance(k, str) for k in v):
+        raise TypeError
+    return dict(v)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (_int, "an integer"),
+    "float": (_float, "a finite number"),
+    "str": (_str, "a non-empty string"),
+    "bool": (_bool, "true or false"),
+    "ints": (_ints, "a list of integers"),
+    "floats": (_floats, "a finite number, or a list of one per member"),
+    "args": (_args, "key=value pairs"),
+}
+
+
+def _checked(f: Field[Any], value: Any) -> Any:
+    kind = f.metadata["kind"]
+    optional, base = kind.startswith("opt_"), kind.removeprefix("opt_")
+    convert, wanted = _KINDS[base]
+    if value is None and optional:
+        return None
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{f.name}={value!r}: expected {wanted}{' or none' if optional else ''}") from None
+
+
+# ---- ranges ---------------------------------------------------------------------------------------------------------
+
+_AT_LEAST_1 = (
+    "members num_envs total_steps hidden_size seq_len batch_size n_step sync_every eval_episodes eval_max_steps log_every "
+    "keep_checkpoints capacity"
+).split()
+_AT_LEAST_0 = (
+    "seed threads learning_starts burn_in rescale_eps epsilon_decay_steps epsilon_ladder eval_every checkpoint_every "
+    "final_eval_episodes replay_ratio"
+).split()
+_UNIT_INTERVAL = "alpha beta eta gamma epsilon_start epsilon_end".split()
+_POSITIVE = "huber_delta lr adam_eps clip_norm".split()
+
+
+def _validate(c: Config) -> None:
+    def require(ok: bool, name: str, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}={getattr(c, name)!r}: expected {wanted}")
+
+    def every(name: str) -> tuple[float, ...]:
+        value = getattr(c, name)
+        return value if isinstance(value, tuple) else (value,)
+
+    for name in _AT_LEAST_1:
+        require(getattr(c, name) >= 1, name, "at least 1")
+    for name in _AT_LEAST_0:
+        require(getattr(c, name) >= 0, name, "at least 0")
+    for name in _UNIT_INTERVAL:
+        require(all(0 <= v <= 1 for v in every(name)), name, "between 0 and 1")
+    for name in _POSITIVE:
+        require(all(v > 0 for v in every(name)), name, "above 0")
+    for name in ("gamma", "lr", "epsilon_end"):
+        value = getattr(c, name)
+        require(not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)")
+    require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
+    require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
+    require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")
+    require(c.network != "spatial" or c.is_town, "network", f"mlp for worlds other than {TOWN_ID}")
+    require(c.loss in ("huber", "mse"), "loss", "huber or mse")
+    require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
+    require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
+    require(c.tau is None or 0 < c.tau <= 1, "tau", "above 0 and at most 1, or none")
+    require(c.burn_in < c.seq_len, "burn_in", f"below seq_len={c.seq_len}")
+    require(c.stride is None or 1 <= c.stride <= c.seq_len, "stride", f"1 to seq_len={c.seq_len}, or none")
+    window = c.num_envs * (c.seq_len + 1)
+    require(c.capacity >= window, "capacity", f"at least num_envs * (seq_len + 1) = {window}, one window per environment")
+    require(c.learning_starts >= window, "learning_starts", f"at least num_envs * (seq_len + 1) = {window}, one window per environment")
+
+
+def reject_unknown(values: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError for the first key that is no setting, with the nearest real name."""
+    names = [f.name for f in fields(Config)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; settings: {', '.join(names)}"
+            raise ValueError(f"{source}: {key!r} is not a setting{hint}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, checked for unknown keys only. Raises ValueError naming the file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}, expected 'setting: value' lines")
+    reject_unknown(values, str(path))
+    numeric = {f.name for f in fields(Config) if not f.metadata["kind"].endswith(("str", "args"))}
+    # YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number.
+    return {k: _scalar(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
+def _scalar(text: str) -> Any:
+    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say."""
+    if text.lower() == "none":
+        return None
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return yaml.safe_load(text)
+
+
+def _parse_flag(kind: str) -> Callable[[str], Any]:
+    base = kind.removeprefix("opt_")
+
+    def parse(text: str) -> Any:
+        if base == "str":
+            return None if kind.startswith("opt_") and text.lower() == "none" else text
+        if base in ("ints", "floats") and "," in text:
+            return [_scalar(part) for part in text.split(",") if part]
+        return _scalar(text)
+
+    return parse
+
+
+class _KeyValues(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        pairs = dict(getattr(namespace, self.dest, None) or {})
+        for text in values:
+            key, separator, value = text.partition("=")
+            if not (separator and key):
+                parser.error(f"{option_string}: {text!r} is not key=value")
+            pairs[key] = _scalar(value)
+        setattr(namespace, self.dest, pairs)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
+    groups: dict[str, Any] = {}
+    for f in fields(Config):
+        meta = f.metadata
+        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{meta['meaning']} (default: {'none' if shown is None else shown})".replace("%", "%%")
+        flag = "--" + f.name.replace("_", "-")
+        if meta["kind"] == "bool":
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        elif meta["kind"] == "args":
+            text = text.rsplit(" (default", 1)[0]
+            group.add_argument(flag, nargs="+", action=_KeyValues, metavar="K=V", default=argparse.SUPPRESS, help=text)
+        else:
+            metavar = {"str": "NAME", "int": "N", "float": "X", "ints": "N,N", "floats": "X"}[meta["kind"].removeprefix("opt_")]
+            group.add_argument(flag, type=_parse_flag(meta["kind"]), metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+
+def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings given as flags."""
+    names = {f.name for f in fields(Config)}
+    return {k: v for k, v in vars(namespace).items() if k in names}

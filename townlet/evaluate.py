@@ -1,0 +1,186 @@
+"""Greedy evaluation in worlds of its own, with a state of its own: nothing of the training run is read or moved but its weights.
+
+Every environment plays exactly one episode, its first, so long and short episodes count alike. All members play the same
+episodes (the same seeds), and so do the yardstick policies, which makes their results comparable pair by pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import ops
+from .envs.adapter import VectorAdapter
+
+Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
+"""(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""
+
+_STREAMS = {"validation": 0x76616C, "test": 0x746573}  # apart from each other and from the training seeds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of P members (or 1 policy) in N episodes each."""
+
+    returns: np.ndarray  # float64 [P, N], undiscounted sum of rewards
+    lengths: np.ndarray  # int64 [P, N], steps taken
+    survival: np.ndarray | None  # float64 [P, N], ticks survived where the world says so (the Town), else None
+    cut: np.ndarray  # bool [P, N], episode stopped by max_steps of the evaluation, not by the world
+
+    @property
+    def score(self) -> np.ndarray:
+        """Survival where there is one, else the return: float64 [P, N]."""
+        return self.returns if self.survival is None else self.survival
+
+    @property
+    def score_name(self) -> str:
+        return "return" if self.survival is None else "survival"
+
+
+def evaluation_seeds(seed: int, episodes: int, stream: str = "validation") -> list[int]:
+    """Seeds of evaluation episodes: a function of ``seed`` alone, in streams that training never draws from."""
+    words = np.random.SeedSequence([_STREAMS[stream], seed]).generate_state(episodes, np.uint64)
+    return [int(w >> np.uint64(1)) for w in words]
+
+
+def training_seeds(member_seed: int, num_envs: int, restart: int = 0) -> list[int]:
+    """Seeds of a member's training environments; ``restart`` > 0 gives the fresh episodes of a resumed run."""
+    tails = [[e] if restart == 0 else [e, restart] for e in range(num_envs)]
+    return [int(np.random.SeedSequence([member_seed, *t]).generate_state(1, np.uint64)[0] >> np.uint64(1)) for t in tails]
+
+
+@torch.no_grad()
+def evaluate(
+    network: Any,
+    params: dict[str, Tensor],
+    worlds: Callable[[int], VectorAdapter],
+    episodes: int,
+    seed: int,
+    *,
+    memory: bool = True,
+    max_steps: int = 10_000,
+    stream: str = "validation",
+) -> Evaluation:
+    """Greedy episodes of every member.
+
+    Args:
+        network, params: the network and its parameters with a leading member axis P; only read.
+        worlds: makes a given number of environments; they are closed afterwards.
+        episodes: N, per member.
+        seed: of the episodes.
+        memory: False zeroes the recurrent state before every step (the same agent without memory).
+        max_steps: episodes still running then are cut and counted as they are.
+    """
+    members = next(iter(params.values())).shape[0]
+    actor = GreedyActor(network, params, episodes, memory=memory)
+    seeds = evaluation_seeds(seed, episodes, stream) * members
+    adapter = worlds(members * episodes)
+    try:
+        result = play(actor, adapter, seeds, max_steps=max_steps)
+    finally:
+        adapter.close()
+    return _reshaped(result, members)
+
+
+def evaluate_policy(
+    policy: Callable[[VectorAdapter], Actor],
+    worlds: Callable[[int], VectorAdapter],
+    episodes: int,
+    seed: int,
+    *,
+    max_steps: int = 10_000,
+    stream: str = "validation",
+) -> Evaluation:
+    """The same episodes played by a hand-written policy; ``policy(adapter)`` gives the actor. Results have P = 1."""
+    adapter = worlds(episodes)
+    try:
+        return play(policy(adapter), adapter, evaluation_seeds(seed, episodes, stream), max_steps=max_steps)
+    finally:
+        adapter.close()
+
+
+class GreedyActor:
+    """Greedy actions of P members in N environments each, rows ordered member by member, with a state of its own."""
+
+    def __init__(self, network: Any, params: dict[str, Tensor], num_envs: int, *, memory: bool = True) -> None:
+        self.network, self.memory = network, memory
+        self.params = {k: v.detach() for k, v in params.items()}
+        self.recurrent = network.recurrent(self.params)
+        self.members, self.num_envs = next(iter(params.values())).shape[0], num_envs
+        self.h = torch.zeros(self.members, num_envs, network.hidden_size)
+        self.c = torch.zeros_like(self.h)
+
+    @torch.no_grad()
+    def q_values(self, obs: np.ndarray, reset: np.ndarray) -> Tensor:
+        """Q [P, N, A] of observations [P*N, obs_size]; advances the state once."""
+        shape = (self.members, self.num_envs)
+        first = torch.from_numpy(np.ascontiguousarray(reset)).view(shape)
+        if not self.memory:
+            first = torch.ones_like(first)
+        features = self.network.encode(self.params, torch.from_numpy(np.ascontiguousarray(obs)).view(*shape, -1))
+        r = self.recurrent
+        self.h, self.c = ops.lstm_step(features, self.h, self.c, r.w_ih, r.w_hh, r.bias, first)
+        return self.network.q_values(self.params, self.h)
+
+    def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
+        return greedy(self.q_values(obs, reset), legal)
+
+
+def greedy(q: Tensor, legal: np.ndarray | None) -> np.ndarray:
+    """Best legal action of each row of q [P, N, A] -> int64 [P*N]; a row without a legal action counts as all legal."""
+    q = q.reshape(-1, q.shape[-1])
+    if legal is not None:
+        allowed = torch.from_numpy(np.ascontiguousarray(legal))
+        q = q.masked_fill(~allowed & allowed.any(dim=1, keepdim=True), -math.inf)
+    return q.argmax(dim=1).numpy()
+
+
+def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:
+    """One episode per environment -> arrays of shape [1, N]."""
+    n = adapter.num_envs
+    obs, legal = adapter.reset(seeds)
+    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
+    survival: np.ndarray | None = None
+    alive, reset = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+    for _ in range(max_steps):
+        step = adapter.step(actor(obs, legal, reset))
+        returns += np.where(alive, step.reward, 0.0)
+        lengths += alive
+        if step.survival is not None:
+            survival = np.where(alive, step.survival, 0.0 if survival is None else survival)
+        alive &= ~(step.terminated | step.truncated)
+        if not alive.any():
+            break
+        # After its end an environment plays on unobserved; only its state's first step of the one counted episode resets.
+        obs, legal, reset = step.obs, step.legal, np.zeros(n, dtype=bool)
+    return Evaluation(returns[None], lengths[None], None if survival is None else survival[None], alive[None].copy())
+
+
+def _reshaped(e: Evaluation, members: int) -> Evaluation:
+    def rows(a: np.ndarray) -> np.ndarray:
+        return a.reshape(members, -1)
+
+    return Evaluation(rows(e.returns), rows(e.lengths), None if e.survival is None else rows(e.survival), rows(e.cut))
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+# Two-sided 95% quantiles of Student's t for 1..30 degrees of freedom; the normal's from there on.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean and half-width of its 95% interval (Student's t) over independent values; NaN width for a single value."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    n = values.size
+    if n < 2:
+        return float(values.mean()), math.nan
+    quantile = _T95[n - 2] if n - 1 <= len(_T95) else 1.96
+    return float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(n))

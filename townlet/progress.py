@@ -1,0 +1,71 @@
+"""What a person sees while a run trains: a bar in a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows steps/s, updates/s, the latest score and the time left.
+
+    Args:
+        total: environment steps per member at the end of the run.
+        start: steps already done.
+        members: P; steps/s counts all members' steps.
+        stream: a terminal gets a bar; anything else a line every ``every`` seconds.
+    """
+
+    def __init__(
+        self, total: int, *, start: int = 0, members: int = 1, stream: TextIO | None = None, every: float = 30.0
+    ) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.total, self.start, self.members, self.every = total, start, members, every
+        self.begun = self.last = time.monotonic()
+        self.first_updates: int | None = None
+        self.bar: Any = None
+        if self.stream.isatty():
+            layout = "{percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} steps [{elapsed}<{remaining}{postfix}]"
+            self.bar = tqdm(total=total, initial=start, file=self.stream, bar_format=layout, mininterval=0.2, dynamic_ncols=True)
+
+    def show(self, steps: int, updates: int, score: str) -> None:
+        """Report ``steps`` steps per member, ``updates`` updates and a text such as "survival 120". Cheap when nothing is due."""
+        now = time.monotonic()
+        if self.first_updates is None:
+            self.first_updates = updates
+        if now - self.last < (0.25 if self.bar is not None else self.every) and steps < self.total:
+            return
+        self.last = now
+        seconds = max(now - self.begun, 1e-9)
+        rate = (steps - self.start) / seconds
+        text = f"{rate * self.members:,.0f} steps/s, {(updates - self.first_updates) / seconds:,.1f} updates/s"
+        text += f", {score}" if score else ""
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(steps - self.bar.n)
+            return
+        left = (self.total - steps) / rate if rate > 0 else float("inf")
+        self.say(f"{steps:,}/{self.total:,} steps ({100 * steps / self.total:.0f}%), {text}, {_clock(left)} left")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,0 +1,188 @@
+"""The run folder: where it is, and the numbers written into it (metrics.csv, TensorBoard events, summary.json)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = (
+    "step member seconds updates epsilon loss td_error q grad_norm priority valid episodes train_return train_length "
+    "train_survival eval_return eval_survival steps_per_s updates_per_s act_s env_s replay_s update_s eval_s"
+).split()
+"""metrics.csv: one row per member at each record. Times are seconds since the run began, all resumptions together."""
+
+
+def new_folder(path: str | Path | None, world: str) -> Path:
+    """Make the run's folder; ``None`` gives ``runs/<world>-<time>``, numbered when taken.
+
+    Raises:
+        ValueError: ``path`` exists (a run is never overwritten) or cannot be made.
+    """
+    try:
+        if path is not None:
+            folder = Path(path)
+            folder.mkdir(parents=True)
+            return folder
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", world).strip("-")
+        base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for n in range(1, 1000):
+            folder = base if n == 1 else base.with_name(f"{base.name}-{n}")
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+        raise ValueError(f"{base}: a thousand runs of this second exist")
+    except FileExistsError:
+        raise ValueError(f"{path} exists; a run is never overwritten: choose another --run-dir, or --resume {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path or 'runs'}: cannot be made ({error.strerror})") from None
+
+
+class Records:
+    """Appends to metrics.csv and the TensorBoard events of a run folder.
+
+    ``resume_step`` drops what an interrupted run wrote after that step, since it is about to be written again.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None = None, tensorboard: bool = True) -> None:
+        self.path = folder / "metrics.csv"
+        rows = _rows_until(self.path, resume_step) if resume_step is not None and self.path.exists() else []
+        self._file = open(self.path, "w", newline="", encoding="utf-8")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._csv.writeheader()
+        self._csv.writerows(rows)
+        self._file.flush()
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
+
+            self._events = SummaryWriter(str(folder), purge_step=resume_step)
+
+    def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
+        """One row per member: ``common`` and the member's own values, by column name; NaN leaves a field empty."""
+        for p, own in enumerate(members):
+            values = {k: v for k, v in {**common, **own}.items() if not math.isnan(v)}
+            self._csv.writerow({"step": step, "member": p, **{k: _short(v) for k, v in values.items()}})
+            if self._events is not None:
+                for name, value in values.items():
+                    self._events.add_scalar(f"{_tab(name)}/{name}/member_{p}", value, step)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class EpisodeStatistics:
+    """Returns and lengths of training episodes: running per environment, summed per member until drained."""
+
+    def __init__(self, members: int, num_envs: int) -> None:
+        self.shape = (members, num_envs)
+        self.returns, self.lengths = np.zeros(self.shape), np.zeros(self.shape)
+        self.sums = {k: np.zeros(members) for k in ("episodes", "train_return", "train_length", "train_survival")}
+        self.has_survival = False
+        self.recent: float | None = None
+        self._starting = np.zeros(self.shape, dtype=bool)
+
+    @property
+    def score_name(self) -> str:
+        return "survival" if self.has_survival else "return"
+
+    def add(self, step: Any) -> None:
+        """Count one step of all environments; the reset step after an episode's end counts for nothing."""
+        over = (step.terminated | step.truncated).reshape(self.shape)
+        self.returns += np.where(self._starting, 0.0, step.reward.reshape(self.shape))
+        self.lengths += ~self._starting
+        self._starting = over
+        if not over.any():
+            return
+        self.sums["episodes"] += over.sum(axis=1)
+        self.sums["train_return"] += np.where(over, self.returns, 0.0).sum(axis=1)
+        self.sums["train_length"] += np.where(over, self.lengths, 0.0).sum(axis=1)
+        score = self.returns
+        if step.survival is not None:
+            self.has_survival = True
+            score = step.survival.reshape(self.shape)
+            self.sums["train_survival"] += np.where(over, score, 0.0).sum(axis=1)
+        for value in score[over].tolist() if self.recent is None else [float(score[over].mean())]:
+            self.recent = value if self.recent is None else 0.98 * self.recent + 0.02 * value
+        self.returns[over] = self.lengths[over] = 0.0
+
+    def drain(self) -> dict[str, np.ndarray]:
+        """Episodes [P] and means per episode [P] since the last call; NaN where no episode ended."""
+        count = self.sums["episodes"]
+        with np.errstate(invalid="ignore"):
+            out = {k: v.copy() if k == "episodes" else v / count for k, v in self.sums.items()}
+        if not self.has_survival:
+            del out["train_survival"]
+        for value in self.sums.values():
+            value[:] = 0.0
+        return out
+
+    def forget_running(self) -> None:
+        """The running episodes were cut: none of them counts."""
+        self.returns[:], self.lengths[:], self._starting[:] = 0.0, 0.0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all counters."""
+        return {
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "starting": self._starting.copy(),
+            "sums": {k: v.copy() for k, v in self.sums.items()},
+            "has_survival": self.has_survival,
+            "recent": self.recent,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.returns, self.lengths, self._starting = state["returns"], state["lengths"], state["starting"]
+        self.sums = dict(state["sums"])
+        self.has_survival, self.recent = state["has_survival"], state["recent"]
+
+
+def _short(value: float) -> str:
+    return f"{value:.7g}"
+
+
+def _tab(column: str) -> str:
+    if column.startswith(("eval_", "train_")) and column != "eval_s":
+        return column.split("_")[0]
+    return "time" if column.endswith("_s") or column == "seconds" else "learning"
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = []
+        for row in csv.DictReader(file):
+            if not (row.get("step") or "").isdigit() or int(row["step"]) > step:
+                break
+            rows.append({k: row.get(k) or "" for k in COLUMNS})
+        return rows
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv as numbers; empty fields are NaN."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` in one move, so that a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,463 @@
+"""The training loop: act in all worlds at once, store, learn; now and then evaluate, record, checkpoint.
+
+One iteration is one step of all P * E environments. Steps are counted per member, so an iteration adds E. Everything that
+decides what happens next (weights, replay, random counters, worlds, carried state, counters) is in ``state_dict``; schedules
+are functions of the step count. That is why a resumed run repeats the uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import checkpoint, ops
+from .config import Config
+from .envs.adapter import VectorAdapter, make_worlds
+from .evaluate import Evaluation, evaluate, training_seeds
+from .learner import Learner
+from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from .population import VectorizedPopulation
+from .progress import Progress
+from .records import EpisodeStatistics, Records, new_folder
+from .replay import SequentialReplayBuffer
+
+CHANGEABLE_ON_RESUME = frozenset(
+    "total_steps threads eval_every eval_episodes final_eval_episodes eval_max_steps log_every checkpoint_every "
+    "keep_checkpoints run_dir".split()
+)
+"""Settings that may differ between a checkpoint and the run that continues it."""
+
+_PHASES = ("act", "env", "replay", "update", "eval")
+
+
+class Trainer:
+    """Trains a population as ``config`` says.
+
+    Args:
+        config: the settings.
+        folder: where config.yaml, metrics, events and checkpoints go; None (and no ``config.run_dir``) writes nothing.
+        td_unroll: the fused operator; tests pass broken twins.
+        make: opens worlds, ``make(env_id, n, **args)``.
+        say: receives lines meant for a person (memory, what resuming does).
+
+    Attributes: ``env_steps`` (per member), ``updates`` (per member), ``population``, ``replay``, ``learner``, ``worlds``,
+    ``seconds`` (wall clock per phase: act, env, replay, update, eval), ``evaluations`` [(step, Evaluation)],
+    ``stopped_by`` (signal that ended ``train``, or None).
+
+    Raises:
+        ValueError: a world or setting is not supported, or the memory needed exceeds the machine's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        folder: str | Path | None = None,
+        td_unroll: Callable[..., Any] = ops.td_unroll,
+        make: Callable[..., VectorAdapter] = make_worlds,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.config, self.make, self.say = config, make, say
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        P, E = config.members, config.num_envs
+        self.worlds = make(config.env, P * E, **config.training_args)
+        self.network = build_network(config, self.worlds)
+        obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
+        sizes = _replay_sizes(config, self.worlds, self.network, legal is not None)
+        say(_memory_statement(config, sizes, self.network))
+        seeds = [config.seed + p for p in range(P)]
+        self.population = VectorizedPopulation(
+            self.network,
+            seeds,
+            num_envs=E,
+            gamma=config.per_member("gamma"),
+            lr=config.per_member("lr"),
+            adam_eps=config.adam_eps,
+            clip_norm=config.clip_norm,
+            memory=config.memory,
+        )
+        self.replay = SequentialReplayBuffer(
+            seeds=seeds, prioritised=config.prioritised, alpha=config.alpha, beta=config.beta, **sizes
+        )
+        self.learner = Learner(
+            self.population,
+            self.replay,
+            td_spec(config, self.population.gamma),
+            batch_size=config.batch_size,
+            sync_every=1 if config.tau is not None else config.sync_every,
+            tau=config.tau,
+            td_unroll=td_unroll,
+        )
+        self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
+        self.reset = torch.ones(P, E, dtype=torch.bool)  # obs is the first of an episode
+        self.over = torch.zeros(P, E, dtype=torch.bool)  # obs is the last of an episode: the coming step only resets
+        self.env_steps = self.restarts = 0
+        self.episodes = EpisodeStatistics(P, E)
+        self.seconds = dict.fromkeys(_PHASES, 0.0)
+        self.elapsed = 0.0
+        self.evaluations: list[tuple[int, Evaluation]] = []
+        self.stopped_by: signal.Signals | None = None
+        self._learned: dict[str, Tensor] = {}
+        self._learned_count = 0
+        self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
+        self._ladder = _ladder(config)
+        self._epsilon_end = torch.tensor(config.per_member("epsilon_end"), dtype=torch.float64)
+        self.folder = self._open_folder(folder)
+        self._resumed_at: int | None = None
+
+    def _rows(self, array: np.ndarray) -> Tensor:
+        """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
+        return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
+
+    def _open_folder(self, folder: str | Path | None) -> Path | None:
+        if folder is None and self.config.run_dir is not None:
+            folder = new_folder(self.config.run_dir, self.config.env)
+        if folder is None:
+            return None
+        self.config.to_yaml(Path(folder) / "config.yaml")
+        return Path(folder)
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far; every member takes part in each."""
+        return self.learner.updates
+
+    # ---- one iteration ----------------------------------------------------------------------------------------------
+
+    def epsilon(self) -> Tensor:
+        """Share of random actions now: float64 [P, E]. Linear in the step count, then constant; spread over the ladder."""
+        c = self.config
+        done = 1.0 if c.epsilon_decay_steps == 0 else min(1.0, self.env_steps / c.epsilon_decay_steps)
+        now = c.epsilon_start + (self._epsilon_end - c.epsilon_start) * done
+        return now.clamp(0.0, 1.0).unsqueeze(1) ** self._ladder
+
+    def act_step(self) -> None:
+        """One step of every environment, stored with the state that came before its observation."""
+        clock = time.perf_counter
+        t0 = clock()
+        h, c = self.population.state
+        action = self.population.act(self.obs, self.reset, self.legal, self.epsilon())
+        t1 = clock()
+        step = self.worlds.step(action.reshape(-1).numpy())
+        t2 = clock()
+        terminated, truncated = self._rows(step.terminated), self._rows(step.truncated)
+        reward = self._rows(step.reward)
+        self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, terminated, ~self.over)
+        self.episodes.add(step)
+        self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
+        self.reset, self.over = self.over, terminated | truncated
+        self.env_steps += self.config.num_envs
+        t3 = clock()
+        self.seconds["act"] += t1 - t0
+        self.seconds["env"] += t2 - t1
+        self.seconds["replay"] += t3 - t2
+
+    def updates_due(self) -> int:
+        """Updates per member that the steps taken so far pay for."""
+        c = self.config
+        return max(0, int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update))
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        begun = time.perf_counter()
+        while self.updates < self.updates_due():
+            for name, value in self.learner.update().items():
+                self._learned[name] = self._learned.get(name, 0.0) + value.detach().double()
+            self._learned_count += 1
+        self.seconds["update"] += time.perf_counter() - begun
+
+    # ---- the run ----------------------------------------------------------------------------------------------------
+
+    def train(self, progress: Progress | None = None) -> None:
+        """Run until ``total_steps``, SIGINT or SIGTERM; either way the last thing done is a checkpoint (with a folder)."""
+        c, E = self.config, self.config.num_envs
+        records = None if self.folder is None else Records(self.folder, resume_step=self._resumed_at)
+        begun, before = time.perf_counter(), self.elapsed
+        saved_at = -1
+        try:
+            with stop_signals() as stop:
+                while self.env_steps < c.total_steps and not stop:
+                    self.act_step()
+                    self.learn()
+                    self.elapsed = before + time.perf_counter() - begun
+                    if _crossed(self.env_steps, E, c.eval_every):
+                        self.evaluate()
+                    if _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
+                        self._record(records)
+                    if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
+                        self.save()
+                        saved_at = self.env_steps
+                    if progress is not None:
+                        progress.show(self.env_steps, self.updates, self._score_text())
+                self.stopped_by = stop[0] if stop else None
+                if self.folder is not None and saved_at != self.env_steps:
+                    self.save()
+        finally:
+            if records is not None:
+                records.close()
+
+    def evaluate(self) -> Evaluation:
+        """Greedy episodes in worlds and with a state of their own; the training state is not touched."""
+        begun = time.perf_counter()
+        c = self.config
+        result = evaluate(
+            self.network,
+            self.population.online,
+            self.evaluation_worlds,
+            c.eval_episodes,
+            c.seed,
+            memory=c.memory,
+            max_steps=c.eval_max_steps,
+        )
+        self.evaluations.append((self.env_steps, result))
+        self.seconds["eval"] += time.perf_counter() - begun
+        return result
+
+    def evaluation_worlds(self, n: int) -> VectorAdapter:
+        """``n`` environments as evaluation wants them."""
+        return self.make(self.config.env, n, **self.config.evaluation_args)
+
+    def _record(self, records: Records | None) -> None:
+        seconds, steps, updates = (a - b for a, b in zip(self._now(), self._mark, strict=True))
+        self._mark = self._now()
+        P = self.config.members
+        common = {"seconds": self.elapsed, "updates": self.updates}
+        common |= {f"{k}_s": v for k, v in self.seconds.items()}
+        common |= {"steps_per_s": steps * P / max(seconds, 1e-9), "updates_per_s": updates / max(seconds, 1e-9)}
+        columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.episodes.drain()}
+        for name, total in self._learned.items():
+            columns[name] = (total / self._learned_count).numpy()
+        self._learned, self._learned_count = {}, 0
+        if self.evaluations and self.evaluations[-1][0] > self.env_steps - self.config.log_every:
+            result = self.evaluations[-1][1]
+            columns["eval_return"] = result.returns.mean(axis=1)
+            if result.survival is not None:
+                columns["eval_survival"] = result.survival.mean(axis=1)
+        if records is not None:
+            records.add(self.env_steps, common, [{k: float(v[p]) for k, v in columns.items()} for p in range(P)])
+
+    def _now(self) -> tuple[float, int, int]:
+        return self.elapsed, self.env_steps, self.updates
+
+    def _score_text(self) -> str:
+        parts = []
+        if self.episodes.recent is not None:
+            parts.append(f"{self.episodes.score_name} {self.episodes.recent:.4g}")
+        if self.evaluations:
+            parts.append(f"greedy {self.evaluations[-1][1].score.mean():.4g}")
+        return ", ".join(parts)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint into the run folder. Raises CheckpointError; earlier checkpoints stay."""
+        if self.folder is None:
+            raise ValueError("folder is None; expected a run folder to save into")
+        folder, keep = self.folder / "checkpoints", self.config.keep_checkpoints
+        return checkpoint.save(folder, self.env_steps, self.state_dict(), keep)
+
+    @classmethod
+    def resume(cls, run: str | Path, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
+        """Continue the run in folder ``run`` (or from one of its checkpoint files) as if it had never stopped.
+
+        ``overrides`` may change the settings in ``CHANGEABLE_ON_RESUME`` only.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it cannot be believed.
+            ValueError: an override would make it another run.
+        """
+        run = Path(run)
+        path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
+        folder = path.parent.parent
+        tree = read_run(path)
+        fixed = sorted(set(overrides or {}) - CHANGEABLE_ON_RESUME)
+        if fixed:
+            allowed = ", ".join(sorted(CHANGEABLE_ON_RESUME))
+            raise ValueError(f"{fixed[0]} cannot change when a run is resumed; these can: {allowed}")
+        config = Config.from_dict({**tree["config"], **(overrides or {}), "run_dir": str(folder)}, source=str(path))
+        trainer = cls(config, folder=folder, **arguments)
+        trainer.load_state_dict(tree)
+        trainer._resumed_at = trainer.env_steps
+        return trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the run needs to go on; plain values, tensors and arrays."""
+        return {
+            "kind": "townlet-run",
+            "config": self.config.to_dict(),
+            "env_steps": self.env_steps,
+            "restarts": self.restarts,
+            "elapsed": self.elapsed,
+            "seconds": dict(self.seconds),
+            "population": self.population.state_dict(),
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict(),
+            "worlds": self.worlds.get_state() if self.worlds.resumable else None,
+            "obs": self.obs.clone(),
+            "legal": None if self.legal is None else self.legal.clone(),
+            "reset": self.reset.clone(),
+            "over": self.over.clone(),
+            "episodes": self.episodes.state_dict(),
+            "learned": {"count": self._learned_count, "sums": dict(self._learned)},
+        }
+
+    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned, from a run with the same settings (but for CHANGEABLE_ON_RESUME)."""
+        mine = self.config.to_dict()
+        for name, value in tree["config"].items():
+            if name not in CHANGEABLE_ON_RESUME and mine.get(name) != value:
+                raise ValueError(f"{name}={mine.get(name)!r}: the checkpoint was made with {value!r}")
+        self.env_steps, self.restarts, self.elapsed = tree["env_steps"], tree["restarts"], tree["elapsed"]
+        self.seconds.update(tree["seconds"])
+        self.population.load_state_dict(tree["population"])
+        self.learner.load_state_dict(tree["learner"])
+        self.replay.load_state_dict(tree["replay"])
+        self.obs, self.legal = tree["obs"], tree["legal"]
+        self.reset, self.over = tree["reset"], tree["over"]
+        self.episodes.load_state_dict(tree["episodes"])
+        self._learned, self._learned_count = dict(tree["learned"]["sums"]), tree["learned"]["count"]
+        self._mark = self._now()
+        if tree["worlds"] is not None and self.worlds.resumable:
+            self.worlds.set_state(tree["worlds"])
+        else:
+            self._restart_episodes()
+
+    def _restart_episodes(self) -> None:
+        """The worlds cannot be restored: cut the running episodes as truncated and begin new ones from saved seeds.
+
+        The observation each episode had reached becomes its final one, as an autoreset step would have stored it.
+        """
+        c = self.config
+        self.say(
+            f"resume: {self.worlds.why_not_resumable}; every environment starts a fresh episode and the cut one is "
+            "stored as truncated, so this run is not a bit-exact continuation"
+        )
+        h, cell = self.population.state
+        nothing = torch.zeros(c.members, c.num_envs)
+        never = torch.zeros(c.members, c.num_envs, dtype=torch.bool)
+        self.replay.add(self.obs, self.reset, self.legal, h, cell, nothing.long(), nothing, never, never)
+        self.restarts += 1
+        seeds = [s for p in range(c.members) for s in training_seeds(c.seed + p, c.num_envs, self.restarts)]
+        obs, legal = self.worlds.reset(seeds)
+        self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
+        self.reset, self.over = ~never, never
+        self.episodes.forget_running()
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def build_network(config: Config, worlds: VectorAdapter) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
+    """The network that ``config`` names, fitted to the worlds' observations and actions."""
+    if config.network == "spatial":
+        names = ("level", "size", "partial", "radius", "window")
+        args = {k: v for k, v in config.training_args.items() if k in names}
+        return RecurrentSpatialQNetwork.from_town(**args, head_size=config.head_size, dueling=config.dueling)
+    return RecurrentQNetwork(
+        worlds.obs_size,
+        worlds.n_actions,
+        encoder=config.encoder,
+        hidden_size=config.hidden_size,
+        head_size=config.head_size,
+        dueling=config.dueling,
+    )
+
+
+def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
+    """The operator's settings."""
+    return ops.TDSpec(
+        gamma=gamma,
+        n_step=config.n_step,
+        burn_in=config.burn_in,
+        double_q=config.double_q,
+        rescale_eps=config.rescale_eps,
+        loss=config.loss,  # type: ignore[arg-type]
+        huber_delta=config.huber_delta,
+        eta=config.eta,
+    )
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of a training run. Raises CheckpointError for anything else."""
+    tree = checkpoint.read_file(path)
+    if tree.get("kind") != "townlet-run":
+        raise checkpoint.CheckpointError(f"{path}: is not the checkpoint of a training run")
+    return tree
+
+
+def _replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
+    return {
+        "members": config.members,
+        "num_envs": config.num_envs,
+        "capacity": config.capacity,
+        "obs_size": worlds.obs_size,
+        "n_actions": worlds.n_actions,
+        "hidden_size": network.hidden_size,
+        "seq_len": config.seq_len,
+        "stride": config.stride,
+        "store_legal": legal,
+    }
+
+
+def _memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any) -> str:
+    """What is about to be allocated, in words. Raises ValueError when the machine does not have it."""
+    replay = SequentialReplayBuffer.measure(**replay_sizes)
+    weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if replay.nbytes + weights > machine:
+        raise ValueError(
+            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, this machine has "
+            f"{_bytes(machine)}; lower capacity or members"
+        )
+    return (
+        f"memory: replay {_bytes(replay.nbytes)} ({config.members} x {config.num_envs} streams of {replay.ring:,} steps), "
+        f"weights with target, gradient and Adam {_bytes(weights)}"
+    )
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
+
+
+def _ladder(config: Config) -> Tensor:
+    """Exponents of epsilon, float64 [E]: from 1 to 1 + ladder (Ape-X, Horgan et al. 2018)."""
+    E = config.num_envs
+    return 1.0 + config.epsilon_ladder * torch.arange(E, dtype=torch.float64) / max(1, E - 1)
+
+
+def _crossed(now: int, step: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (now - step, now]; never for ``every`` = 0."""
+    return every > 0 and now // every > (now - step) // every
+
+
+@contextmanager
+def stop_signals() -> Any:
+    """Inside, SIGINT and SIGTERM fill the yielded list instead of killing; a second one raises KeyboardInterrupt."""
+    caught: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may install handlers
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number))
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
