@@ -1,17 +1,376 @@
-"""Pictures of the Town."""
+"""Pictures of the Town: `ansi` (text for a terminal) and `rgb_array` (an image), both drawn from a `Scene`."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from townlet import _C
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    from townlet.envs.town import TownArgs
+
+_ACTIONS = ("up", "down", "left", "right", "interact", "wait")
+_ARROWS = ("↑", "↓", "←", "→", "●", "○")
+_METERS = ("energy", "hygiene", "satiation", "money", "mood", "social", "health", "fitness")
+_BUILDINGS: tuple[dict[str, Any], ...] = tuple(_C.town_buildings())
+_CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th", "Dr", "Ho")
+_FULL_MONEY = 10_000
 
 
-def scene(args: Any, state: Any, env: int, last_action: int) -> Any:
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows of one environment. cells: building index -> (x, y). sight: window radius, None = all."""
+
+    title: str
+    size: int
+    cells: dict[int, tuple[int, int]]
+    agent: tuple[int, int]
+    sight: int | None
+    temporal: bool
+    meters: dict[str, float]
+    cents: int
+    hour: int
+    tick: int
+    max_steps: int
+    progress: int
+    last_action: int  # -1: none yet
+    over: bool
+
+    @property
+    def underfoot(self) -> int | None:
+        """Index of the building that the agent stands on."""
+        return next((kind for kind, cell in self.cells.items() if cell == self.agent), None)
+
+    def is_open(self, kind: int) -> bool:
+        """Whether building `kind` can be used at this hour."""
+        opens, closes = _BUILDINGS[kind]["hours"]
+        return not self.temporal or (self.hour - opens) % 24 < ((closes - opens) % 24 or 24)
+
+    def sees(self, x: int, y: int) -> bool:
+        """Whether the agent's window holds the cell."""
+        return self.sight is None or max(abs(x - self.agent[0]), abs(y - self.agent[1])) <= self.sight
+
+    @property
+    def ending(self) -> str | None:
+        """How the episode ended, None while it runs."""
+        if not self.over:
+            return None
+        if self.meters["energy"] > 0.0 and self.meters["health"] > 0.0:
+            return "reached the cap"
+        return "died of exhaustion" if self.meters["energy"] <= 0.0 else "died of ill health"
 
 
-def ansi(scene: Any) -> str:
-    raise NotImplementedError
+def scene(args: TownArgs, state: Mapping[str, np.ndarray], env: int, last_action: int) -> Scene:
+    """The picture's content from `TownVectorEnv.get_state()`, for environment number `env`."""
+    cells = {
+        kind: (int(cell) % args.size, int(cell) // args.size)
+        for kind, cell in zip(args.kinds, state["cells"][env], strict=True)
+    }
+    floats = dict(zip([m for m in _METERS if m != "money"], state["meters"][:, env].tolist(), strict=True))
+    floats["money"] = int(state["cents"][env]) / _FULL_MONEY
+    return Scene(
+        title="Town" if args.level == "town" else "Hamlet",
+        size=args.size,
+        cells=cells,
+        agent=(int(state["x"][env]), int(state["y"][env])),
+        sight=args.radius_used if args.partial else None,
+        temporal=args.temporal,
+        meters={name: floats[name] for name in _METERS},
+        cents=int(state["cents"][env]),
+        hour=int(state["hour"][env]),
+        tick=int(state["survival"][env]),
+        max_steps=args.max_steps,
+        progress=int(state["progress"][env]),
+        last_action=last_action,
+        over=bool(state["done"][env]),
+    )
 
 
-def rgb_array(scene: Any) -> Any:
-    raise NotImplementedError
+def _dollars(cents: int) -> str:
+    return f"${cents / 100:.2f}"
+
+
+def _offer(kind: int, temporal: bool) -> str:
+    """What a building asks or pays, and when it is open."""
+    building = _BUILDINGS[kind]
+    ticks = building["ticks"]
+    opens, closes = building["hours"]
+    wage = ticks * building["tick"]["cents"] + building["complete"]["cents"]
+    price = f"pays {_dollars(wage)}" if wage else _dollars(ticks * building["price"]) if building["price"] else "free"
+    if not temporal:
+        return price
+    hours = "always open" if (opens, closes) == (0, 24) else f"{opens:02d}-{closes:02d} h"
+    return f"{price}, {ticks} tick{'s' * (ticks > 1)}, {hours}"
+
+
+def _here(s: Scene) -> str:
+    """What the agent stands on and how far it has come there."""
+    kind = s.underfoot
+    if kind is None:
+        return "open ground"
+    building = _BUILDINGS[kind]
+    if not s.is_open(kind):
+        return f"{building['name']} (closed until {building['hours'][0]:02d}:00)"
+    return f"{building['name']}, tick {s.progress} of {building['ticks']}" if s.temporal else str(building["name"])
+
+
+def ansi(s: Scene) -> str:
+    """The scene as text: map, meters as bars, clock, progress, last action and a legend.
+
+    Two letters for each building, in small letters while it is closed; @ is the agent; dots are the empty ground that
+    its window shows.
+    """
+    last = "-" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {_ACTIONS[s.last_action]}"
+    night = "night" if s.hour < 6 or s.hour >= 20 else "day"
+    lines = [
+        f"{s.title}   tick {s.tick}/{s.max_steps}   {s.hour:02d}:00 ({night})   last action: {last}",
+        "┌" + "─" * (4 * s.size + 1) + "┐",
+    ]
+    at = {cell: kind for kind, cell in s.cells.items()}
+    for y in range(s.size):
+        row = ""
+        for x in range(s.size):
+            kind = at.get((x, y))
+            mark = "@" if (x, y) == s.agent else " "
+            if kind is not None:
+                row += mark + (_CODES[kind] if s.is_open(kind) else _CODES[kind].lower()) + " "
+            else:
+                row += mark + ("·  " if s.sees(x, y) and mark == " " else "   ")
+        lines.append("│" + row + " │")
+    lines.append("└" + "─" * (4 * s.size + 1) + "┘")
+    lines.append(f"here: {_here(s)}" + (f"   *** {s.ending} ***" if s.ending else ""))
+    for name, value in s.meters.items():
+        filled = round(20 * value)
+        amount = _dollars(s.cents) if name == "money" else f"{value:.2f}"
+        warn = "  !" if value < 0.3 and name != "money" else ""
+        lines.append(f"{name:>9} {'█' * filled}{'░' * (20 - filled)} {amount:>7}{warn}")
+    for kind in s.cells:
+        shut = "" if s.is_open(kind) else "  (closed)"
+        lines.append(f"  {_CODES[kind]} {_BUILDINGS[kind]['name']:<10} {_offer(kind, s.temporal)}{shut}")
+    return "\n".join(lines)
+
+
+# --- the image -----------------------------------------------------------------------------------------------------
+
+Colour = tuple[int, int, int]
+
+_PAPER: Colour = (250, 247, 240)
+_INK: Colour = (45, 48, 58)
+_FAINT: Colour = (138, 140, 148)
+_SLEEP, _WASH, _FOOD, _WORK, _MEET, _MOVE, _CARE = (
+    (92, 107, 192),
+    (38, 166, 190),
+    (239, 138, 60),
+    (121, 98, 84),
+    (202, 84, 150),
+    (88, 160, 88),
+    (214, 72, 72),
+)
+_COLOURS: tuple[Colour, ...] = (
+    *(_SLEEP, _SLEEP, _WASH, _FOOD, _FOOD, _WORK, _WORK),
+    *(_MOVE, _MEET, _MOVE, _MEET, _CARE, _CARE, _CARE),
+)
+_SCALE = 2  # drawn at twice the size and shrunk: smooth edges
+_MAP, _PANEL, _MARGIN = 520, 300, 20  # pixels of the finished image
+
+
+def _mix(a: Colour, b: Colour, share: float) -> Colour:
+    """`a` with `share` of `b` in it."""
+    r, g, blue = (round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
+    return (r, g, blue)
+
+
+def _daylight(hour: int) -> float:
+    """0 at midnight to 1 at noon, with long days."""
+    return min(1.0, max(0.0, 0.5 + 0.9 * math.sin(2 * math.pi * (hour - 6) / 24)))
+
+
+@cache
+def _font(pixels: int, bold: bool = False) -> FreeTypeFont | ImageFont:
+    """matplotlib's DejaVu Sans where it is installed, else Pillow's own font."""
+    from PIL import ImageFont
+
+    try:
+        from matplotlib import get_data_path
+
+        name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+        return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{name}", pixels * _SCALE)
+    except (ImportError, OSError):
+        return ImageFont.load_default(pixels * _SCALE)
+
+
+class _Pen:
+    """Draws in the finished image's pixels."""
+
+    def __init__(self, draw: ImageDraw) -> None:
+        self._draw = draw
+
+    def box(self, x: float, y: float, w: float, h: float, fill: Colour, radius: float = 0, edge: Any = None) -> None:
+        corners = [x * _SCALE, y * _SCALE, (x + w) * _SCALE - 1, (y + h) * _SCALE - 1]
+        self._draw.rounded_rectangle(corners, radius * _SCALE, fill=fill, outline=edge, width=2 * _SCALE if edge else 0)
+
+    def frame(self, x: float, y: float, w: float, h: float, edge: Colour, width: float, radius: float) -> None:
+        corners = [x * _SCALE, y * _SCALE, (x + w) * _SCALE - 1, (y + h) * _SCALE - 1]
+        self._draw.rounded_rectangle(corners, radius * _SCALE, outline=edge, width=round(width * _SCALE))
+
+    def disc(self, x: float, y: float, r: float, fill: Colour) -> None:
+        self._draw.ellipse([(x - r) * _SCALE, (y - r) * _SCALE, (x + r) * _SCALE, (y + r) * _SCALE], fill=fill)
+
+    def ring(self, x: float, y: float, r: float, share: float, colour: Colour, width: float) -> None:
+        corners = [(x - r) * _SCALE, (y - r) * _SCALE, (x + r) * _SCALE, (y + r) * _SCALE]
+        self._draw.arc(corners, -90, -90 + 360 * share, fill=colour, width=round(width * _SCALE))
+
+    def smile(self, x: float, y: float, r: float, up: bool, colour: Colour) -> None:
+        shift = 0.0 if up else 0.75 * r
+        corners = [(x - r) * _SCALE, (y - r + shift) * _SCALE, (x + r) * _SCALE, (y + r + shift) * _SCALE]
+        self._draw.arc(
+            corners, 20 if up else 200, 160 if up else 340, fill=colour, width=max(1, round(0.3 * r * _SCALE))
+        )
+
+    def text(
+        self, x: float, y: float, words: str, pixels: int, colour: Colour, anchor: str = "lm", bold: bool = False
+    ) -> None:
+        self._draw.text((x * _SCALE, y * _SCALE), words, fill=colour, font=_font(pixels, bold), anchor=anchor)
+
+
+def _draw_map(pen: _Pen, s: Scene, left: float, top: float) -> None:
+    cell = _MAP / s.size
+    light = _daylight(s.hour)
+    seen = _mix((58, 66, 96), (206, 226, 182), light)
+    unseen = _mix(seen, (30, 34, 52) if light < 0.5 else (120, 128, 112), 0.38)
+    pen.box(left - 4, top - 4, _MAP + 8, _MAP + 8, _mix(unseen, (0, 0, 0), 0.35), radius=8)
+    gap = max(0.5, cell * 0.02)
+    for y in range(s.size):
+        for x in range(s.size):
+            ground = seen if s.sees(x, y) else unseen
+            pen.box(left + x * cell + gap, top + y * cell + gap, cell - 2 * gap, cell - 2 * gap, ground, cell * 0.06)
+    for kind, (x, y) in s.cells.items():
+        _draw_building(pen, s, kind, left + x * cell, top + y * cell, cell)
+    if s.sight is not None:  # what the agent's window shows
+        x0, y0 = max(0, s.agent[0] - s.sight), max(0, s.agent[1] - s.sight)
+        x1, y1 = min(s.size, s.agent[0] + s.sight + 1), min(s.size, s.agent[1] + s.sight + 1)
+        pen.frame(left + x0 * cell, top + y0 * cell, (x1 - x0) * cell, (y1 - y0) * cell, (255, 214, 90), 2, cell * 0.1)
+    _draw_agent(pen, s, left + (s.agent[0] + 0.5) * cell, top + (s.agent[1] + 0.5) * cell, cell)
+
+
+def _draw_building(pen: _Pen, s: Scene, kind: int, x: float, y: float, cell: float) -> None:
+    shut = not s.is_open(kind)
+    colour = _mix(_COLOURS[kind], (70, 72, 82), 0.72) if shut else _COLOURS[kind]
+    words = _mix((255, 255, 255), colour, 0.45) if shut else (255, 255, 255)
+    inset = cell * 0.08
+    pen.box(x + inset, y + inset, cell - 2 * inset, cell - 2 * inset, colour, cell * 0.14)
+    if cell < 30:
+        if cell >= 16:
+            pen.text(x + cell / 2, y + cell / 2, _CODES[kind], round(cell * 0.42), words, "mm", bold=True)
+        return
+    small = round(min(cell * 0.15, cell * 1.16 / len(_BUILDINGS[kind]["name"])))
+    pen.text(x + cell / 2, y + cell * 0.8, _BUILDINGS[kind]["name"], max(6, small), words, "mm")
+    if s.agent != s.cells[kind]:
+        pen.text(x + cell / 2, y + cell * 0.43, _CODES[kind], round(cell * 0.36), words, "mm", bold=True)
+    if shut:
+        pen.text(x + cell * 0.5, y + cell * 0.19, "closed", max(6, round(cell * 0.12)), words, "mm")
+
+
+def _draw_agent(pen: _Pen, s: Scene, x: float, y: float, cell: float) -> None:
+    kind = s.underfoot
+    if kind is not None and cell >= 30:
+        y -= cell * 0.1  # leaves the building's name legible
+    r = cell * 0.22
+    worst = min(s.meters["energy"], s.meters["health"], s.meters["satiation"])
+    dead = s.ending is not None and s.ending != "reached the cap"
+    skin = (176, 176, 180) if dead else _mix((226, 92, 66), (255, 206, 74), min(1.0, worst / 0.6))
+    pen.disc(x, y, r * 1.12, (40, 36, 30))
+    pen.disc(x, y, r, skin)
+    for side in (-1, 1):
+        pen.disc(x + side * r * 0.36, y - r * 0.2, r * 0.13, (40, 36, 30))
+    pen.smile(x, y + r * 0.1, r * 0.5, worst >= 0.3 and not dead, (40, 36, 30))
+    if kind is not None and s.progress:
+        pen.ring(x, y, r * 1.4, 1.0, (255, 255, 255), r * 0.16)
+        pen.ring(x, y, r * 1.4, s.progress / _BUILDINGS[kind]["ticks"], (74, 190, 92), r * 0.26)
+
+
+def _draw_clock(pen: _Pen, s: Scene, x: float, y: float, r: float) -> None:
+    light = _daylight(s.hour)
+    pen.disc(x, y, r, _mix((36, 44, 84), (150, 206, 246), light))
+    angle = 2 * math.pi * (s.hour - 6) / 24  # the sun rises at 6 on the left, noon is at the top
+    for is_sun, turn in ((True, angle), (False, angle + math.pi)):
+        height = math.sin(turn)
+        if height >= -0.01:
+            px, py = x - 0.68 * r * math.cos(turn), y - 0.68 * r * height
+            pen.disc(px, py, r * 0.2, (255, 206, 66) if is_sun else (236, 238, 246))
+            if not is_sun:
+                pen.disc(px + r * 0.08, py - r * 0.05, r * 0.16, _mix((36, 44, 84), (150, 206, 246), light))
+    pen.text(x, y + r * 0.3, f"{s.hour:02d}:00", round(r * 0.48), (255, 255, 255), "mm", bold=True)
+
+
+def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
+    pen.text(left, top + 14, s.title, 26, _INK, bold=True)
+    pen.text(left, top + 46, f"tick {s.tick} of {s.max_steps}", 14, _INK)
+    last = "none yet" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {_ACTIONS[s.last_action]}"
+    pen.text(left, top + 68, f"last action: {last}", 14, _INK)
+    _draw_clock(pen, s, left + _PANEL - 44, top + 42, 44)
+    y = top + 118.0
+    for name, value in s.meters.items():
+        still = s.title == "Hamlet" and name in ("hygiene", "mood", "social", "fitness")
+        pen.text(left, y, name, 14, _FAINT if still else _INK)
+        pen.box(left + 84, y - 8, 150, 16, (226, 222, 212), radius=5)
+        colour = (206, 164, 52) if name == "money" else _level_colour(value)
+        if value > 0.0:
+            pen.box(left + 84, y - 8, max(5.0, 150 * value), 16, (204, 201, 192) if still else colour, radius=5)
+        amount = _dollars(s.cents) if name == "money" else f"{value:.2f}"
+        pen.text(left + _PANEL, y, amount, 14, _FAINT if still else _INK, "rm")
+        y += 27
+    y += 8
+    pen.box(left, y, _PANEL, 74, _mix(_PAPER, (214, 206, 186), 0.5), radius=8)
+    pen.text(left + 12, y + 20, _here(s), 14, _INK, bold=True)
+    kind = s.underfoot
+    if kind is not None:
+        pen.text(left + 12, y + 40, _offer(kind, s.temporal), 12, _INK)
+        if s.temporal:
+            ticks = _BUILDINGS[kind]["ticks"]
+            width = (_PANEL - 24 - 4 * (ticks - 1)) / ticks
+            for i in range(ticks):
+                done = (74, 190, 92) if i < s.progress else (255, 255, 255)
+                pen.box(left + 12 + i * (width + 4), y + 54, width, 10, done, radius=3)
+    else:
+        pen.text(left + 12, y + 40, "nothing to do here", 12, _FAINT)
+    y += 86
+    legend = (("sleep", _SLEEP), ("wash", _WASH), ("eat", _FOOD), ("work", _WORK))
+    more = (("meet", _MEET), ("move", _MOVE), ("heal", _CARE))
+    for row, entries in enumerate((legend, more)):
+        for column, (name, colour) in enumerate(entries):
+            pen.box(left + 76 * column, y + 22 * row + 2, 12, 12, colour, radius=3)
+            pen.text(left + 76 * column + 18, y + 22 * row + 8, name, 12, _INK)
+    if s.ending:
+        good = s.ending == "reached the cap"
+        pen.box(left, y + 50, _PANEL, 36, (64, 150, 84) if good else (190, 56, 56), radius=8)
+        pen.text(left + _PANEL / 2, y + 68, s.ending, 16, (255, 255, 255), "mm", bold=True)
+
+
+def _level_colour(value: float) -> Colour:
+    """Red below 0.15, amber around 0.35 (where cascades set in), green from 0.65."""
+    red, amber, green = (208, 60, 56), (240, 176, 54), (92, 172, 98)
+    if value < 0.35:
+        return _mix(red, amber, min(1.0, max(0.0, (value - 0.15) / 0.2)))
+    return _mix(amber, green, min(1.0, (value - 0.35) / 0.3))
+
+
+def rgb_array(s: Scene) -> np.ndarray:
+    """The scene as an image, uint8 [560, 880, 3]: the map with the agent's window, and a panel with what it feels."""
+    from PIL import Image, ImageDraw
+
+    width, height = _MAP + _PANEL + 3 * _MARGIN, _MAP + 2 * _MARGIN
+    image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
+    pen = _Pen(ImageDraw.Draw(image))
+    _draw_map(pen, s, _MARGIN, _MARGIN)
+    _draw_panel(pen, s, _MAP + 2 * _MARGIN, _MARGIN)
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.uint8).copy()
