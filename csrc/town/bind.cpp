@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -178,10 +179,24 @@ py::list buildings() {
   return out;
 }
 
+py::dict losses() {
+  py::dict out;
+  out["passive"] = std::vector<double>(rules::kPassive.begin(), rules::kPassive.end());
+  out["moving"] = std::vector<double>(rules::kMoving.begin(), rules::kMoving.end());
+  py::list cascades;
+  for (const auto& c : rules::kCascades) {
+    cascades.append(py::make_tuple(static_cast<int>(c.source), static_cast<int>(c.target), c.k));
+  }
+  out["cascades"] = cascades;
+  out["cascade_below"] = rules::kCascadeBelow;
+  return out;
+}
+
 }  // namespace
 
 void bind_town(py::module_& m) {
   m.def("town_buildings", &buildings, "The rules' table of buildings as a list of dicts, prices and wages in cents.");
+  m.def("town_losses", &losses, "Passive and moving losses and cascades (source, target, k), by meter index.");
   py::class_<Town>(m, "Town", "Many independent towns stepped together; see townlet.envs for the Gymnasium face.")
       .def(py::init([](int num_envs, bool hamlet, int size, bool random_layout, bool random_hour, int max_steps,
                        int start_cents, std::vector<double> depletion, bool temporal, bool partial, bool kinds,

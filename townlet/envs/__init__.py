@@ -1,10 +1,11 @@
-"""Environments: the Town, its yardstick policies and its pictures. Importing this package registers `townlet/Town-v0`."""
+"""Environments: the Town, its yardsticks, its pictures. Importing this package registers `townlet/Town-v0`."""
 
 from __future__ import annotations
 
 import gymnasium
 
-from townlet.envs.town import ACTIONS, BUILDINGS, METERS, ObservationLayout, TownArgs, TownEnv, TownVectorEnv
+from townlet.envs.rules import ACTIONS, BUILDINGS, METERS
+from townlet.envs.town import ObservationLayout, TownArgs, TownEnv, TownVectorEnv
 
 __all__ = ["ACTIONS", "BUILDINGS", "METERS", "ObservationLayout", "TownArgs", "TownEnv", "TownVectorEnv"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from townlet import _C
+from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, METERS, is_open
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 
     from townlet.envs.town import TownArgs
 
-_ACTIONS = ("up", "down", "left", "right", "interact", "wait")
 _ARROWS = ("↑", "↓", "←", "→", "●", "○")
-_METERS = ("energy", "hygiene", "satiation", "money", "mood", "social", "health", "fitness")
-_BUILDINGS: tuple[dict[str, Any], ...] = tuple(_C.town_buildings())
 _CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th", "Dr", "Ho")
-_FULL_MONEY = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,7 @@ class Scene:
 
     def is_open(self, kind: int) -> bool:
         """Whether building `kind` can be used at this hour."""
-        opens, closes = _BUILDINGS[kind]["hours"]
-        return not self.temporal or (self.hour - opens) % 24 < ((closes - opens) % 24 or 24)
+        return is_open(kind, self.hour, self.temporal)
 
     def sees(self, x: int, y: int) -> bool:
         """Whether the agent's window holds the cell."""
@@ -75,8 +70,8 @@ def scene(args: TownArgs, state: Mapping[str, np.ndarray], env: int, last_action
         kind: (int(cell) % args.size, int(cell) // args.size)
         for kind, cell in zip(args.kinds, state["cells"][env], strict=True)
     }
-    floats = dict(zip([m for m in _METERS if m != "money"], state["meters"][:, env].tolist(), strict=True))
-    floats["money"] = int(state["cents"][env]) / _FULL_MONEY
+    floats = dict(zip([m for m in METERS if m != "money"], state["meters"][:, env].tolist(), strict=True))
+    floats["money"] = int(state["cents"][env]) / FULL_MONEY
     return Scene(
         title="Town" if args.level == "town" else "Hamlet",
         size=args.size,
@@ -84,7 +79,7 @@ def scene(args: TownArgs, state: Mapping[str, np.ndarray], env: int, last_action
         agent=(int(state["x"][env]), int(state["y"][env])),
         sight=args.radius_used if args.partial else None,
         temporal=args.temporal,
-        meters={name: floats[name] for name in _METERS},
+        meters={name: floats[name] for name in METERS},
         cents=int(state["cents"][env]),
         hour=int(state["hour"][env]),
         tick=int(state["survival"][env]),
@@ -101,7 +96,7 @@ def _dollars(cents: int) -> str:
 
 def _offer(kind: int, temporal: bool) -> str:
     """What a building asks or pays, and when it is open."""
-    building = _BUILDINGS[kind]
+    building = BUILDINGS[kind]
     ticks = building["ticks"]
     opens, closes = building["hours"]
     wage = ticks * building["tick"]["cents"] + building["complete"]["cents"]
@@ -117,7 +112,7 @@ def _here(s: Scene) -> str:
     kind = s.underfoot
     if kind is None:
         return "open ground"
-    building = _BUILDINGS[kind]
+    building = BUILDINGS[kind]
     if not s.is_open(kind):
         return f"{building['name']} (closed until {building['hours'][0]:02d}:00)"
     return f"{building['name']}, tick {s.progress} of {building['ticks']}" if s.temporal else str(building["name"])
@@ -129,7 +124,7 @@ def ansi(s: Scene) -> str:
     Two letters for each building, in small letters while it is closed; @ is the agent; dots are the empty ground that
     its window shows.
     """
-    last = "-" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {_ACTIONS[s.last_action]}"
+    last = "-" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
     night = "night" if s.hour < 6 or s.hour >= 20 else "day"
     lines = [
         f"{s.title}   tick {s.tick}/{s.max_steps}   {s.hour:02d}:00 ({night})   last action: {last}",
@@ -155,7 +150,7 @@ def ansi(s: Scene) -> str:
         lines.append(f"{name:>9} {'█' * filled}{'░' * (20 - filled)} {amount:>7}{warn}")
     for kind in s.cells:
         shut = "" if s.is_open(kind) else "  (closed)"
-        lines.append(f"  {_CODES[kind]} {_BUILDINGS[kind]['name']:<10} {_offer(kind, s.temporal)}{shut}")
+        lines.append(f"  {_CODES[kind]} {BUILDINGS[kind]['name']:<10} {_offer(kind, s.temporal)}{shut}")
     return "\n".join(lines)
 
 
@@ -272,8 +267,8 @@ def _draw_building(pen: _Pen, s: Scene, kind: int, x: float, y: float, cell: flo
         if cell >= 16:
             pen.text(x + cell / 2, y + cell / 2, _CODES[kind], round(cell * 0.42), words, "mm", bold=True)
         return
-    small = round(min(cell * 0.15, cell * 1.16 / len(_BUILDINGS[kind]["name"])))
-    pen.text(x + cell / 2, y + cell * 0.8, _BUILDINGS[kind]["name"], max(6, small), words, "mm")
+    small = round(min(cell * 0.15, cell * 1.16 / len(BUILDINGS[kind]["name"])))
+    pen.text(x + cell / 2, y + cell * 0.8, BUILDINGS[kind]["name"], max(6, small), words, "mm")
     if s.agent != s.cells[kind]:
         pen.text(x + cell / 2, y + cell * 0.43, _CODES[kind], round(cell * 0.36), words, "mm", bold=True)
     if shut:
@@ -295,7 +290,7 @@ def _draw_agent(pen: _Pen, s: Scene, x: float, y: float, cell: float) -> None:
     pen.smile(x, y + r * 0.1, r * 0.5, worst >= 0.3 and not dead, (40, 36, 30))
     if kind is not None and s.progress:
         pen.ring(x, y, r * 1.4, 1.0, (255, 255, 255), r * 0.16)
-        pen.ring(x, y, r * 1.4, s.progress / _BUILDINGS[kind]["ticks"], (74, 190, 92), r * 0.26)
+        pen.ring(x, y, r * 1.4, s.progress / BUILDINGS[kind]["ticks"], (74, 190, 92), r * 0.26)
 
 
 def _draw_clock(pen: _Pen, s: Scene, x: float, y: float, r: float) -> None:
@@ -315,7 +310,7 @@ def _draw_clock(pen: _Pen, s: Scene, x: float, y: float, r: float) -> None:
 def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
     pen.text(left, top + 14, s.title, 26, _INK, bold=True)
     pen.text(left, top + 46, f"tick {s.tick} of {s.max_steps}", 14, _INK)
-    last = "none yet" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {_ACTIONS[s.last_action]}"
+    last = "none yet" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
     pen.text(left, top + 68, f"last action: {last}", 14, _INK)
     _draw_clock(pen, s, left + _PANEL - 44, top + 42, 44)
     y = top + 118.0
@@ -336,7 +331,7 @@ def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
     if kind is not None:
         pen.text(left + 12, y + 40, _offer(kind, s.temporal), 12, _INK)
         if s.temporal:
-            ticks = _BUILDINGS[kind]["ticks"]
+            ticks = BUILDINGS[kind]["ticks"]
             width = (_PANEL - 24 - 4 * (ticks - 1)) / ticks
             for i in range(ticks):
                 done = (74, 190, 92) if i < s.progress else (255, 255, 255)

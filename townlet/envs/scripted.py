@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from townlet.envs.town import ACTIONS, BUILDINGS, FULL_MONEY, METERS, TownArgs, TownVectorEnv
+from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, LOSSES, METERS, is_open
+from townlet.envs.town import TownArgs, TownVectorEnv
 
 UP, DOWN, LEFT, RIGHT, INTERACT, WAIT = range(len(ACTIONS))
 KIND = {building["name"]: i for i, building in enumerate(BUILDINGS)}
 _NOWHERE = len(BUILDINGS)
 _FLOATS = tuple(name for name in METERS if name != "money")  # the order of every [..., 7] array below
-_ENERGY, _HYGIENE, _SATIATION, _MOOD, _SOCIAL, _HEALTH, _FITNESS = range(len(_FLOATS))
+_ENERGY, _HYGIENE, _, _MOOD, _SOCIAL, _HEALTH, _FITNESS = range(len(_FLOATS))
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,11 @@ def _tables(temporal: bool) -> _Tables:
         stay[:, :, 1:] = 1
         one = np.ones(count, np.int64)
         return _Tables(one, price * ticks, whole, whole_cents, np.zeros_like(done), np.zeros_like(done_cents), stay)
-    for kind, building in enumerate(BUILDINGS):
-        opens, closes = building["hours"]
+    for kind in range(count):
         for hour in range(24):
             passed = 0
             for paid in range(1, 6):
-                while (hour + passed - opens) % 24 >= ((closes - opens) % 24 or 24):
+                while not is_open(kind, (hour + passed) % 24, temporal):
                     passed += 1
                 passed += 1
                 stay[kind, hour, paid] = passed
@@ -156,19 +156,16 @@ def _worth(meters: np.ndarray, cents: np.ndarray) -> np.ndarray:
 
 def _losses(v: View) -> tuple[np.ndarray, np.ndarray]:
     """Losses per tick at the present levels, float64 [N, 7], cascades included, and what moving adds [N, 7]."""
-    level = v.meters
-    lack = np.maximum(0.0, 0.3 - level) / 0.3
-    rate = np.tile(np.array([0.005, 0.003, 0.004, 0.001, 0.006, 0.0, 0.002]), (len(level), 1))
-    moving = np.tile(np.array([0.005, 0.003, 0.004, 0.0, 0.0, 0.0, 0.0]), (len(level), 1))
+    below = LOSSES["cascade_below"]
+    lack = np.maximum(0.0, below - v.meters) / below
+    rate = np.tile(np.array(LOSSES["passive"]), (len(lack), 1))
+    moving = np.tile(np.array(LOSSES["moving"]), (len(lack), 1))
     if v.args.level == "hamlet":
         still = [_HYGIENE, _MOOD, _SOCIAL, _FITNESS]
         rate[:, still] = moving[:, still] = 0.0
-    hungry, dirty, low, lonely = lack[:, _SATIATION], lack[:, _HYGIENE], lack[:, _MOOD], lack[:, _SOCIAL]
-    rate[:, _HEALTH] += 0.001 * (0.5 + 2.5 * (1.0 - level[:, _FITNESS])) + 0.004 * hungry + 0.0005 * dirty
-    rate[:, _ENERGY] += 0.005 * hungry + 0.005 * low + 0.0005 * dirty + 0.0008 * lonely
-    rate[:, _SATIATION] += 0.002 * dirty
-    rate[:, _FITNESS] += 0.002 * dirty
-    rate[:, _MOOD] += 0.003 * dirty + 0.004 * lonely
+    rate[:, _HEALTH] += 0.001 * (0.5 + 2.5 * (1.0 - v.meters[:, _FITNESS]))
+    for source, target, k in LOSSES["cascades"]:
+        rate[:, target] += k * lack[:, source]
     return rate * v.depletion[:, None], moving * v.depletion[:, None]
 
 

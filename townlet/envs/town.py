@@ -18,11 +18,8 @@ from gymnasium.vector.utils import batch_space
 
 from townlet import _C
 from townlet.envs import render as pictures
+from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, METERS
 
-METERS = ("energy", "hygiene", "satiation", "money", "mood", "social", "health", "fitness")
-ACTIONS = ("up", "down", "left", "right", "interact", "wait")
-BUILDINGS: tuple[dict[str, Any], ...] = tuple(_C.town_buildings())
-FULL_MONEY = 10_000  # cents in a full money meter ($100)
 _STATE_VERSION = 1
 
 
@@ -294,7 +291,7 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return obs, reward, terminated, truncated, {"legal": legal, "survival_time": survival}
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
-        """The current observation float32 [num_envs, obs_size] and legal mask bool [num_envs, 6], e.g. after set_state."""
+        """The current observation float32 [num_envs, obs_size] and legal mask bool [num_envs, 6]."""
         obs = np.empty((self.num_envs, self._town.obs_size), np.float32)
         legal = np.empty((self.num_envs, len(ACTIONS)), np.bool_)
         self._town.observe(obs, legal)
@@ -310,8 +307,8 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         """Everything a bit-exact continuation needs, as arrays with the environments along the last or only axis.
 
         key, episode uint64 [N] (seed; number of the next episode), meters float64 [7, N] (`METERS` without money),
-        cents, x, y, hour, progress, survival int32 [N], done uint8 [N] (the next step starts a new episode), cells int32
-        [N, buildings] (y * size + x), depletion float64 [N], version int64 [1].
+        cents, x, y, hour, progress, survival int32 [N], done uint8 [N] (the next step starts a new episode),
+        cells int32 [N, buildings] (y * size + x), depletion float64 [N], version int64 [1].
         """
         if not self._started:
             raise gymnasium.error.ResetNeeded("get_state: expected reset() to have been called before")
