@@ -1,36 +1,292 @@
-"""Interim: reference only, until the compiled operators land (same names and signatures)."""
+"""The operators, as people call them: checks, choice of backend, autograd and fake kernels around `torch.ops.townlet`.
+
+Schemas and CPU implementations are in `csrc/ops.cpp`; the readable twin of each operator is in `townlet.reference`.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from . import reference
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from . import _native, reference
+from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, _check, check_lstm, check_params, check_td
 
-__all__ = ["PackedParams", "RecurrentQParams", "SequenceBatch", "TDOutput", "TDSpec", "lstm_step", "lstm_unroll", "pack", "td_unroll"]
+__all__ = [
+    "PackedParams",
+    "RecurrentQParams",
+    "SequenceBatch",
+    "TDOutput",
+    "TDSpec",
+    "lstm_step",
+    "lstm_unroll",
+    "pack",
+    "td_unroll",
+]
+LANES: int = torch.ops.townlet.lanes()
+"""Floats in a vector of the kernels in use."""
+ISA: str = {16: "avx512", 8: "avx2", 4: "portable"}[LANES]
+"""Instruction set of the kernels in use; the environment variable TOWNLET_ISA forces one that the CPU runs."""
 
 
 class PackedParams(NamedTuple):
+    """A snapshot of P networks in the kernel's own layout, made by `pack`; later changes of the weights do not reach it."""
+
     params: RecurrentQParams
+    panels: Tensor | None  # [P, N] float32; None where only the reference fits (float64, no kernel for the device)
+    compute_dtype: torch.dtype
 
 
-def pack(params: RecurrentQParams) -> PackedParams:
-    return PackedParams(RecurrentQParams(*(None if v is None else v.detach().clone() for v in params)))
+_announced: set[str] = set()
+
+
+def _kernel_fits(op: str, like: Tensor, backend: str = "auto") -> bool:
+    if backend == "reference":
+        return False
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return True
+    what = f"{str(like.dtype).removeprefix('torch.')} tensors on {like.device.type}"
+    if backend == "kernel":
+        raise ValueError(f"spec.backend is 'kernel', but no compiled {op} takes {what}; expected float32 on cpu")
+    if f"{op} {what}" not in _announced:
+        _announced.add(f"{op} {what}")
+        warnings.warn(f"townlet: no compiled {op} takes {what}; running the slow reference", stacklevel=3)
+    return False
+
+
+def pack(params: RecurrentQParams, compute_dtype: torch.dtype = torch.float32) -> PackedParams:
+    """Packs P networks once, to be passed to `td_unroll` as `target` many times (until the next sync).
+
+    params: float32 (or float64, reference only). compute_dtype: that of the TDSpec it will be used with.
+    Errors: ValueError naming the parameter that does not fit.
+    """
+    check_params("", params)
+    kept = RecurrentQParams(*(None if v is None else v.detach().clone() for v in params))
+    panels = None
+    if _kernel_fits("pack", params.w_ih):
+        panels = torch.ops.townlet.pack(*kept, compute_dtype == torch.bfloat16)
+    return PackedParams(kept, panels, compute_dtype)
 
 
 def td_unroll(
-    online: RecurrentQParams, target: RecurrentQParams | PackedParams | None, batch: SequenceBatch, spec: TDSpec
+    online: RecurrentQParams,
+    target: RecurrentQParams | PackedParams | None,
+    batch: SequenceBatch,
+    spec: TDSpec,
 ) -> TDOutput:
-    if isinstance(target, PackedParams):
-        target = target.params
-    return reference.td_unroll(online, target, batch, spec)
+    """Loss and TD errors of P recurrent Q-networks on B sequences each, back-propagation through time included.
+
+    Online and target network each unroll their own features under their own weights, from the stored state and with
+    their own carried state, burn-in included; `target=None` bootstraps from the online network's own detached values.
+    n-step double-Q targets with value rescaling, importance weights, resets and masks inside the sequence: see
+    `SequenceBatch`, `TDSpec` and `TDOutput` for shapes and meanings.
+
+    Gradient: of `loss` alone, with respect to `online` and `batch.features_online`; none through the target, none
+    through burn-in. It scales with the incoming gradient of `loss[p]`. Double backward raises RuntimeError.
+
+    Errors: ValueError naming the argument, what came and what was expected; an action outside [0, A) at a valid
+    position is one of them. Papers: Hausknecht & Stone 2015 (DRQN), Kapturowski et al. 2019 (R2D2).
+    """
+    packed = target if isinstance(target, PackedParams) else None
+    plain = packed.params if packed is not None else target
+    assert not isinstance(plain, PackedParams)
+    size = check_td(online, plain, batch, spec)
+    if not _kernel_fits("td_unroll", online.w_ih, spec.backend):
+        return reference.td_unroll(online, plain, batch, spec)
+    bf16 = spec.compute_dtype == torch.bfloat16
+    if packed is not None and packed.compute_dtype != spec.compute_dtype:
+        raise ValueError(f"target was packed for {packed.compute_dtype}; expected {spec.compute_dtype}, as in spec")
+    panels = packed.panels if packed is not None else None
+    if plain is not None and panels is None:
+        panels = torch.ops.townlet.pack(*(None if v is None else v.detach() for v in plain), bf16)
+    gamma = spec.gamma.to(online.w_ih) if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma)
+    grad = torch.is_grad_enabled()
+    try:
+        out = torch.ops.townlet.td_unroll(
+            *online,
+            panels,
+            *batch[:-1],
+            batch.legal,
+            gamma,
+            spec.n_step,
+            spec.burn_in,
+            spec.double_q,
+            spec.rescale_eps,
+            spec.huber_delta if spec.loss == "huber" else 0.0,
+            spec.eta,
+            bf16,
+            grad and any(v is not None and v.requires_grad for v in online),
+            grad and batch.features_online.requires_grad,
+        )
+    except RuntimeError as error:
+        if "batch.action is out of range" in str(error):
+            raise ValueError(str(error).splitlines()[0]) from None
+        raise
+    return TDOutput(out[0], *(v.detach() for v in out[1:6]))
 
 
-def lstm_step(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return reference.lstm_step(x, h, c, w_ih, w_hh, bias, reset)
+def lstm_unroll(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The population-batched LSTM that knows episodes: x [P, B, T, D] -> (y [P, B, T, H], h_T, c_T [P, B, H]).
+
+    h0, c0 [P, B, H]; w_ih [P, 4H, D], w_hh [P, 4H, H], bias [P, 4H] as in `torch.nn.LSTM` (bias = bias_ih + bias_hh);
+    reset [P, B, T] bool or None: where set, the state is zeroed before step t. Gradients reach x, h0, c0 and weights.
+    Errors: ValueError naming the argument.
+    """
+    P, D, H = check_lstm("", w_ih, w_hh, bias)
+    if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x has shape {got}; expected [P, B, T, D] = [{P}, B, T, {D}], all positive")
+    B, T = x.shape[1], x.shape[2]
+    _check("x", x, (P, B, T, D), (w_ih.dtype,), w_ih)
+    _check("h0", h0, (P, B, H), (w_ih.dtype,), w_ih)
+    _check("c0", c0, (P, B, H), (w_ih.dtype,), w_ih)
+    if reset is not None:
+        _check("reset", reset, (P, B, T), (torch.bool,), w_ih)
+    if not _kernel_fits("lstm_unroll", w_ih):
+        return reference.lstm_unroll(x, h0, c0, w_ih, w_hh, bias, reset)
+    save = torch.is_grad_enabled() and any(v.requires_grad for v in (x, h0, c0, w_ih, w_hh, bias))
+    y, h, c, _ = torch.ops.townlet.lstm_unroll(x, h0, c0, w_ih, w_hh, bias, reset, save)
+    return y, h, c
 
 
-def lstm_unroll(x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.lstm_unroll(x, h0, c0, w_ih, w_hh, bias, reset)
+def lstm_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor | PackedParams,
+    w_hh: Tensor | None = None,
+    bias: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One acting step for E environments of P members: x [P, E, D], h and c [P, E, H] -> (h, c).
+
+    reset [P, E] bool or None: where set, the state is zeroed before the step. In place of the three weights a
+    `PackedParams` may stand (then without gradients), so that acting does not pack anew at every step.
+    Errors: ValueError naming the argument.
+    """
+    packed = w_ih if isinstance(w_ih, PackedParams) else None
+    if isinstance(w_ih, PackedParams):
+        w_ih, w_hh, bias = w_ih.params[:3]
+    assert isinstance(w_ih, Tensor)
+    if w_hh is None or bias is None:
+        raise ValueError("w_hh and bias are None; expected tensors, since w_ih is not a PackedParams")
+    P, D, H = check_lstm("", w_ih, w_hh, bias)
+    E = x.shape[1] if isinstance(x, Tensor) and x.dim() == 3 else 1
+    _check("x", x, (P, E, D), (w_ih.dtype,), w_ih)
+    _check("h", h, (P, E, H), (w_ih.dtype,), w_ih)
+    _check("c", c, (P, E, H), (w_ih.dtype,), w_ih)
+    if reset is not None:
+        _check("reset", reset, (P, E), (torch.bool,), w_ih)
+    if packed is not None and packed.compute_dtype != torch.float32:
+        raise ValueError(f"w_ih was packed for {packed.compute_dtype}; expected torch.float32")
+    if not _kernel_fits("lstm_step", w_ih):
+        return reference.lstm_step(x, h, c, w_ih, w_hh, bias, reset)
+    if packed is not None and packed.panels is not None:
+        return torch.ops.townlet.lstm_step(x.detach(), h.detach(), c.detach(), packed.panels, reset)
+    first = None if reset is None else reset.unsqueeze(2)
+    _, h, c = lstm_unroll(x.unsqueeze(2), h, c, w_ih, w_hh, bias, first)
+    return h, c
+
+
+# ---- fake kernels: shapes only ----
+
+
+def _up(n: int) -> int:
+    return (n + LANES - 1) // LANES * LANES
+
+
+@torch.library.register_fake("townlet::pack")
+def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
+    P, _, D = w_ih.shape
+    H, F, outputs = w_hh.shape[2], w_adv.shape[2], w_adv.shape[1] + (w_val is not None)
+    fc = 0 if w_fc is None else (H + 1) * _up(F)
+    return w_ih.new_empty(P, 4 * _up(H) * (D + H + 1) + fc + (F + 1) * _up(outputs))
+
+
+_WEIGHTS = 9  # w_ih .. b_val lead td_unroll's arguments
+_FEATURES = 10  # then the target's panels, then features_online
+
+
+@torch.library.register_fake("townlet::td_unroll")
+def _td_unroll_fake(*args):
+    weights, x, h0, action = args[:_WEIGHTS], args[_FEATURES], args[12], args[14]
+    param_grads, feature_grads = args[-2:]
+    P, B, S = action.shape
+    values = [x.new_empty(shape) for shape in ((P,), (P, B, S), (P, B), (P, B, S), h0.shape, h0.shape)]
+    d_x = x.new_empty(x.shape if feature_grads else (0,))
+    grads = [x.new_empty(w.shape if param_grads and w is not None else (0,)) for w in weights]
+    return (*values, d_x, *grads)
+
+
+@torch.library.register_fake("townlet::lstm_unroll")
+def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
+    P, B, T, D = x.shape
+    H = w_hh.shape[2]
+    saved = P * B * (T * (_up(D + _up(H)) + 5 * _up(H)) + (T + 1) * _up(H)) if save else 0
+    return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved)
+
+
+@torch.library.register_fake("townlet::lstm_unroll_backward")
+def _lstm_unroll_backward_fake(dy, dh, dc, saved, x, w_ih, w_hh, reset):
+    P, H4 = w_ih.shape[:2]
+    return (*(v.new_empty(v.shape) for v in (x, dh, dc, w_ih, w_hh)), x.new_empty(P, H4))
+
+
+@torch.library.register_fake("townlet::lstm_step")
+def _lstm_step_fake(x, h, c, packed, reset):
+    return h.new_empty(h.shape), c.new_empty(c.shape)
+
+
+# ---- autograd ----
+
+
+def _td_setup(ctx, inputs, output) -> None:
+    ctx.present = [w is not None for w in inputs[:_WEIGHTS]]
+    ctx.inputs = len(inputs)
+    ctx.param_grads, ctx.feature_grads = inputs[-2:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[6:])
+
+
+def _td_backward(ctx, d_loss, *_):
+    if torch.is_grad_enabled() and d_loss.requires_grad:
+        raise RuntimeError("townlet.td_unroll: double backward is not supported")
+    d_x, *d_weights = ctx.saved_tensors
+    scale = d_loss.view(-1, 1, 1)
+    out = [None] * ctx.inputs
+    if ctx.feature_grads:
+        out[_FEATURES] = d_x * scale.unsqueeze(-1)
+    if ctx.param_grads:
+        for i, (d, there) in enumerate(zip(d_weights, ctx.present, strict=True)):
+            if there:
+                out[i] = d * (scale if d.dim() == 3 else scale.squeeze(-1))
+    return tuple(out)
+
+
+torch.library.register_autograd("townlet::td_unroll", _td_backward, setup_context=_td_setup)
+
+
+def _unroll_setup(ctx, inputs, output) -> None:
+    x, _, _, w_ih, w_hh, _, reset, _ = inputs
+    y, _, _, saved = output
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(saved, x, w_ih, w_hh, reset)
+
+
+def _unroll_backward(ctx, dy, dh, dc, _):
+    grads = torch.ops.townlet.lstm_unroll_backward(dy, dh, dc, *ctx.saved_tensors)
+    return (*grads, None, None)
+
+
+torch.library.register_autograd("townlet::lstm_unroll", _unroll_backward, setup_context=_unroll_setup)
+
+
+def _no_double_backward(ctx, *_):
+    raise RuntimeError("townlet.lstm_unroll: double backward is not supported")
+
+
+torch.library.register_autograd("townlet::lstm_unroll_backward", _no_double_backward)

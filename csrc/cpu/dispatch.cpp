@@ -1,0 +1,109 @@
+// Picks the instruction set once, and keeps the scratch buffers between calls.
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../td_unroll.h"
+#include "arena.h"
+
+namespace townlet {
+
+namespace portable {
+extern const Kernels table;
+}
+#if defined(TOWNLET_X86)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+std::vector<const Kernels*> supported() {  // best first
+  std::vector<const Kernels*> out;
+#if defined(TOWNLET_X86)
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+    out.push_back(&avx512::table);
+  if (v3) out.push_back(&avx2::table);
+#endif
+  out.push_back(&portable::table);
+  return out;
+}
+
+const Kernels& pick() {
+  const std::vector<const Kernels*> can = supported();
+  const char* forced = std::getenv("TOWNLET_ISA");
+  if (!forced || !*forced) return *can.front();
+  std::string names;
+  for (const Kernels* k : can) {
+    if (!std::strcmp(k->name, forced)) return *k;
+    names += std::string(names.empty() ? "" : ", ") + k->name;
+  }
+  throw std::runtime_error(std::string("TOWNLET_ISA is '") + forced + "'; this CPU runs: " + names);
+}
+
+constexpr std::size_t kAlign = 64;
+constexpr std::size_t kKept = 8;  // free buffers kept at most
+
+struct Buffer {
+  float* data;
+  std::size_t bytes;
+};
+std::mutex pool_mutex;
+std::vector<Buffer>& pool() {
+  static auto* const p = new std::vector<Buffer>();  // never destroyed: calls may outlive static destructors
+  return *p;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& k = pick();
+  return k;
+}
+
+Arena::Arena(int64_t floats) : data(nullptr), bytes_(0) {
+  const std::size_t need = (static_cast<std::size_t>(floats) * sizeof(float) + kAlign - 1) / kAlign * kAlign;
+  {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    std::vector<Buffer>& p = pool();
+    std::size_t best = p.size();
+    for (std::size_t i = 0; i < p.size(); ++i)
+      if (p[i].bytes >= need && p[i].bytes <= 4 * need + (1 << 20) && (best == p.size() || p[i].bytes < p[best].bytes))
+        best = i;
+    if (best < p.size()) {
+      data = p[best].data;
+      bytes_ = p[best].bytes;
+      p.erase(p.begin() + static_cast<std::ptrdiff_t>(best));
+      return;
+    }
+  }
+  data = static_cast<float*>(::operator new(need, std::align_val_t(kAlign)));
+  bytes_ = need;
+}
+
+Arena::~Arena() {
+  Buffer drop{data, bytes_};
+  {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    std::vector<Buffer>& p = pool();
+    p.push_back(drop);
+    if (p.size() <= kKept) return;
+    drop = p.front();  // the one longest unused
+    p.erase(p.begin());
+  }
+  ::operator delete(drop.data, std::align_val_t(kAlign));
+}
+
+}  // namespace townlet

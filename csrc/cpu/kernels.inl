@@ -1,0 +1,34 @@
+// Compiled once per instruction set: the including file defines TOWNLET_ISA (a name), TOWNLET_LANES (floats in a
+// vector) and TOWNLET_ROWS (rows of a register tile).  No std containers here: an inline function of the standard
+// library compiled for a newer ISA could be the copy that the linker keeps for everybody.
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../lstm_cell.h"
+#include "../td_target.h"
+#include "../td_unroll.h"
+#include "arena.h"
+
+namespace townlet {
+namespace TOWNLET_ISA {
+constexpr int kLanes = TOWNLET_LANES;
+constexpr int kRows = TOWNLET_ROWS;
+
+// clang-format off
+#include "vec.h"
+#include "gemm.h"
+#include "pack.h"
+#include "lstm.h"
+#include "td.h"
+#include "lstm_ops.h"
+// clang-format on
+
+#define TOWNLET_STRING_(x) #x
+#define TOWNLET_STRING(x) TOWNLET_STRING_(x)
+extern const Kernels table;
+const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,      pack,     td_unroll, lstm_unroll,
+                       lstm_unroll_backward,        lstm_step};
+}  // namespace TOWNLET_ISA
+}  // namespace townlet

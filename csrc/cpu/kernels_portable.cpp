@@ -1,0 +1,4 @@
+#define TOWNLET_ISA portable
+#define TOWNLET_LANES 4
+#define TOWNLET_ROWS 3
+#include "kernels.inl"

@@ -1,0 +1,345 @@
+// The operators' schemas (the table of contents of this library), their checks, and their CPU implementations over
+// the kernels of cpu/.  Shapes are checked for people in townlet/ops.py; here only so that no call can read out of
+// bounds.  Stable ABI only: one build loads in every torch from 2.11 on.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "td_unroll.h"
+
+// P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
+STABLE_TORCH_LIBRARY(townlet, m) {
+  // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
+  m.def("lanes() -> int");
+  // panels of one network: [P, packed size]
+  m.def(
+      "pack(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
+      "Tensor? w_val, Tensor? b_val, bool bf16) -> Tensor");
+  // loss, td_error, priority, q_taken, h_final, c_final; then the gradients of sum(loss) with respect to
+  // features_online and the nine online weights (empty where not asked for)
+  m.def(
+      "td_unroll(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
+      "Tensor? w_val, Tensor? b_val, Tensor? target, Tensor features_online, Tensor? features_target, Tensor h0, "
+      "Tensor c0, Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask, Tensor weight, "
+      "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
+      "float eta, bool bf16, bool param_grads, bool feature_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // y, h_T, c_T, and what the backward pass needs (empty where not asked for)
+  m.def(
+      "lstm_unroll(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? reset, bool save) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // gradients of x, h0, c0, w_ih, w_hh, bias
+  m.def(
+      "lstm_unroll_backward(Tensor dy, Tensor dh, Tensor dc, Tensor saved, Tensor x, Tensor w_ih, Tensor w_hh, "
+      "Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // one acting step from packed weights: h, c
+  m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
+}
+
+namespace townlet {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// The caller's (torch's) threads, each taking the next item when it is free: what an item computes does not depend on
+// who computes it.  Exceptions must not cross parallel_for; the kernels throw none.
+void run_parallel(int64_t n, void* context, void (*body)(void*, int64_t)) {
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  if (n <= 1 || threads <= 1) {
+    for (int64_t i = 0; i < n; ++i) body(context, i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, n < threads ? n : threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
+  });
+}
+constexpr Parallel kParallel{&run_parallel};
+
+Tensor need(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (int64_t n : shape) same = same && t.size(i++) == n;
+  STD_TORCH_CHECK(same, name, ": unexpected shape");
+  return torch::stable::contiguous(t);
+}
+constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
+
+const float* fp(const Optional& t) {
+  return t ? t->const_data_ptr<float>() : nullptr;
+}
+const bool* bp(const Optional& t) {
+  return t ? t->const_data_ptr<bool>() : nullptr;
+}
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(shape), kFloat);
+}
+
+// A network's weights, contiguous, with their sizes.
+struct Net {
+  Tensor w_ih, w_hh, bias, w_adv, b_adv;
+  Optional w_fc, b_fc, w_val, b_val;
+  NetSizes n{};
+
+  Net(const Tensor& w_ih_, const Tensor& w_hh_, const Tensor& bias_, const Optional& w_fc_, const Optional& b_fc_,
+      const Tensor& w_adv_, const Tensor& b_adv_, const Optional& w_val_, const Optional& b_val_)
+      : w_ih(w_ih_), w_hh(w_hh_), bias(bias_), w_adv(w_adv_), b_adv(b_adv_) {
+    STD_TORCH_CHECK(w_ih.dim() == 3 && w_hh.dim() == 3 && w_adv.dim() == 3, "weights: expected three dimensions");
+    STD_TORCH_CHECK(w_fc_.has_value() == b_fc_.has_value() && w_val_.has_value() == b_val_.has_value(),
+                    "weights and biases come in pairs");
+    n.P = w_ih.size(0);
+    n.D = w_ih.size(2);
+    n.H = w_hh.size(2);
+    n.A = w_adv.size(1);
+    n.F = w_adv.size(2);
+    n.fc = w_fc_.has_value();
+    n.dueling = w_val_.has_value();
+    STD_TORCH_CHECK(n.P > 0 && n.D > 0 && n.H > 0 && n.A > 0 && (n.fc || n.F == n.H), "weights: sizes do not fit");
+    w_ih = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat);
+    w_hh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+    bias = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
+    if (n.fc) w_fc = need(*w_fc_, "w_fc", {n.P, n.F, n.H}, kFloat);
+    if (n.fc) b_fc = need(*b_fc_, "b_fc", {n.P, n.F}, kFloat);
+    w_adv = need(w_adv, "w_adv", {n.P, n.A, n.F}, kFloat);
+    b_adv = need(b_adv, "b_adv", {n.P, n.A}, kFloat);
+    if (n.dueling) w_val = need(*w_val_, "w_val", {n.P, 1, n.F}, kFloat);
+    if (n.dueling) b_val = need(*b_val_, "b_val", {n.P, 1}, kFloat);
+  }
+  NetView view() const {
+    return {fp(w_ih), fp(w_hh), fp(bias), fp(w_fc), fp(b_fc), fp(w_adv), fp(b_adv), fp(w_val), fp(b_val)};
+  }
+  // floats of one member's panels; townlet/ops.py states the same formula for the fake kernel
+  int64_t packed_size() const {
+    const int64_t v = kernels().lanes;
+    const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
+    const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
+    return 4 * up(n.H) * (n.D + n.H + 1) + (n.fc ? (n.H + 1) * up(n.F) : 0) + (n.F + 1) * outputs;
+  }
+};
+
+int64_t lanes() {
+  return kernels().lanes;
+}
+
+Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
+                const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val, const Optional& b_val, bool bf16) {
+  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
+  Tensor out = empty(w_ih, {net.n.P, net.packed_size()});
+  kernels().pack(net.n, net.view(), bf16, out.mutable_data_ptr<float>(), kParallel);
+  return out;
+}
+
+using TDResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc,
+                        const Optional& b_fc, const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val,
+                        const Optional& b_val, const Optional& target, const Tensor& features_online,
+                        const Optional& features_target, const Tensor& h0, const Tensor& c0, const Tensor& action,
+                        const Tensor& reward, const Tensor& terminated, const Tensor& reset, const Tensor& mask,
+                        const Tensor& weight, const Optional& legal, const Tensor& gamma, int64_t n_step,
+                        int64_t burn_in, bool double_q, double rescale_eps, double huber_delta, double eta, bool bf16,
+                        bool param_grads, bool feature_grads) {
+  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
+  const NetSizes& n = net.n;
+  STD_TORCH_CHECK(features_online.dim() == 4, "features_online: expected [P, B, S+1, D]");
+  const int64_t P = n.P, B = features_online.size(1), T = features_online.size(2), S = T - 1;
+  STD_TORCH_CHECK(B > 0 && S > 0 && burn_in >= 0 && burn_in < S && n_step >= 1, "B, S, burn_in or n_step out of range");
+  STD_TORCH_CHECK(target.has_value() == features_target.has_value(), "target and features_target come together");
+  const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
+  Optional xt, packed, ok;
+  if (target) xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
+  if (target) packed = need(*target, "target", {P, net.packed_size()}, kFloat);
+  if (legal) ok = need(*legal, "legal", {P, B, T, n.A}, kBool);
+  const Tensor h = need(h0, "h0", {P, B, n.H}, kFloat), c = need(c0, "c0", {P, B, n.H}, kFloat);
+  const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);
+  const Tensor end = need(terminated, "terminated", {P, B, S}, kBool), first = need(reset, "reset", {P, B, T}, kBool);
+  const Tensor real = need(mask, "mask", {P, B, S}, kBool), w = need(weight, "weight", {P, B}, kFloat);
+  const Tensor g = need(gamma, "gamma", {P}, kFloat);
+
+  Tensor loss = empty(x, {P}), td_error = empty(x, {P, B, S}), priority = empty(x, {P, B}),
+         q_taken = empty(x, {P, B, S}), h_final = empty(x, {P, B, n.H}), c_final = empty(x, {P, B, n.H});
+  Tensor grads[10];
+  const auto grad = [&](int i, bool wanted, std::initializer_list<int64_t> shape) {
+    grads[i] = wanted ? empty(x, shape) : empty(x, {0});
+    return wanted ? grads[i].mutable_data_ptr<float>() : nullptr;
+  };
+
+  TDProblem q{};
+  q.net = n;
+  q.B = B;
+  q.S = S;
+  q.td = {static_cast<int>(n_step < S ? n_step : S), static_cast<int>(burn_in),       double_q,
+          static_cast<float>(rescale_eps),           static_cast<float>(huber_delta), static_cast<float>(eta)};
+  q.bf16 = bf16;
+  q.online = net.view();
+  q.target = fp(packed);
+  q.features_online = fp(x);
+  q.features_target = fp(xt);
+  q.h0 = fp(h);
+  q.c0 = fp(c);
+  q.action = a.const_data_ptr<int64_t>();
+  q.reward = fp(r);
+  q.terminated = bp(end);
+  q.reset = bp(first);
+  q.mask = bp(real);
+  q.legal = bp(ok);
+  q.weight = fp(w);
+  q.gamma = fp(g);
+  q.loss = loss.mutable_data_ptr<float>();
+  q.td_error = td_error.mutable_data_ptr<float>();
+  q.priority = priority.mutable_data_ptr<float>();
+  q.q_taken = q_taken.mutable_data_ptr<float>();
+  q.h_final = h_final.mutable_data_ptr<float>();
+  q.c_final = c_final.mutable_data_ptr<float>();
+  q.param_grads = param_grads;
+  q.feature_grad = grad(0, feature_grads, {P, B, T, n.D});
+  q.grad.w_ih = grad(1, param_grads, {P, 4 * n.H, n.D});
+  q.grad.w_hh = grad(2, param_grads, {P, 4 * n.H, n.H});
+  q.grad.bias = grad(3, param_grads, {P, 4 * n.H});
+  q.grad.w_fc = grad(4, param_grads && n.fc, {P, n.F, n.H});
+  q.grad.b_fc = grad(5, param_grads && n.fc, {P, n.F});
+  q.grad.w_adv = grad(6, param_grads, {P, n.A, n.F});
+  q.grad.b_adv = grad(7, param_grads, {P, n.A});
+  q.grad.w_val = grad(8, param_grads && n.dueling, {P, 1, n.F});
+  q.grad.b_val = grad(9, param_grads && n.dueling, {P, 1});
+  bool bad_action = false;
+  q.bad_action = &bad_action;
+  kernels().td_unroll(q, kParallel);
+  STD_TORCH_CHECK(!bad_action, "batch.action is out of range at a valid position; expected 0 <= action < A = ", n.A);
+  return {loss,     td_error, priority, q_taken,  h_final,  c_final,  grads[0], grads[1],
+          grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8], grads[9]};
+}
+
+struct LstmSizes {
+  int64_t P, B, T, D, H;
+  // floats kept for the backward pass; townlet/ops.py states the same formula for the fake kernel
+  int64_t saved() const {
+    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = (D + Hp + v - 1) / v * v;
+    return P * B * (T * (ldx + 5 * Hp) + (T + 1) * Hp);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias,
+                                                           const Optional& reset, bool save) {
+  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
+  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
+  STD_TORCH_CHECK(n.P > 0 && n.B > 0 && n.T > 0 && n.D > 0 && n.H > 0, "x: expected positive sizes");
+  const Tensor xc = need(x, "x", {n.P, n.B, n.T, n.D}, kFloat);
+  const Tensor h = need(h0, "h0", {n.P, n.B, n.H}, kFloat), c = need(c0, "c0", {n.P, n.B, n.H}, kFloat);
+  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
+               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  const Tensor b = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
+  Optional first;
+  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
+  Tensor y = empty(x, {n.P, n.B, n.T, n.H}), hT = empty(x, {n.P, n.B, n.H}), cT = empty(x, {n.P, n.B, n.H});
+  Tensor saved = empty(x, {save ? n.saved() : 0});
+  const UnrollProblem q{n.P,
+                        n.B,
+                        n.T,
+                        n.D,
+                        n.H,
+                        fp(xc),
+                        fp(h),
+                        fp(c),
+                        fp(wi),
+                        fp(wh),
+                        fp(b),
+                        bp(first),
+                        y.mutable_data_ptr<float>(),
+                        hT.mutable_data_ptr<float>(),
+                        cT.mutable_data_ptr<float>(),
+                        save ? saved.mutable_data_ptr<float>() : nullptr};
+  kernels().lstm_unroll(q, kParallel);
+  return {y, hT, cT, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_cpu(
+    const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& saved, const Tensor& x, const Tensor& w_ih,
+    const Tensor& w_hh, const Optional& reset) {
+  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
+  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
+  const Tensor dyc = need(dy, "dy", {n.P, n.B, n.T, n.H}, kFloat);
+  const Tensor dhc = need(dh, "dh", {n.P, n.B, n.H}, kFloat), dcc = need(dc, "dc", {n.P, n.B, n.H}, kFloat);
+  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
+               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  Tensor work = torch::stable::clone(need(saved, "saved", {n.saved()}, kFloat));  // gates turn into their gradients
+  Optional first;
+  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
+  Tensor dx = empty(x, {n.P, n.B, n.T, n.D}), dh0 = empty(x, {n.P, n.B, n.H}), dc0 = empty(x, {n.P, n.B, n.H}),
+         dw_ih = empty(x, {n.P, 4 * n.H, n.D}), dw_hh = empty(x, {n.P, 4 * n.H, n.H}), db = empty(x, {n.P, 4 * n.H});
+  const UnrollGradProblem q{n.P,
+                            n.B,
+                            n.T,
+                            n.D,
+                            n.H,
+                            fp(wi),
+                            fp(wh),
+                            bp(first),
+                            work.mutable_data_ptr<float>(),
+                            fp(dyc),
+                            fp(dhc),
+                            fp(dcc),
+                            dx.mutable_data_ptr<float>(),
+                            dh0.mutable_data_ptr<float>(),
+                            dc0.mutable_data_ptr<float>(),
+                            dw_ih.mutable_data_ptr<float>(),
+                            dw_hh.mutable_data_ptr<float>(),
+                            db.mutable_data_ptr<float>()};
+  kernels().lstm_unroll_backward(q, kParallel);
+  return {dx, dh0, dc0, dw_ih, dw_hh, db};
+}
+
+std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
+                                         const Optional& reset) {
+  STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
+  const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2), v = kernels().lanes;
+  STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
+  STD_TORCH_CHECK(packed.size(1) >= 4 * ((H + v - 1) / v * v) * (D + H + 1), "packed: too small for D and H");
+  const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
+  const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  Optional first;
+  if (reset) first = need(*reset, "reset", {P, E}, kBool);
+  Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
+  const StepProblem q{P,
+                      E,
+                      D,
+                      H,
+                      fp(w),
+                      w.size(1),
+                      fp(xc),
+                      fp(hc),
+                      fp(cc),
+                      bp(first),
+                      h_out.mutable_data_ptr<float>(),
+                      c_out.mutable_data_ptr<float>()};
+  kernels().lstm_step(q, kParallel);
+  return {h_out, c_out};
+}
+
+}  // namespace
+}  // namespace townlet
+
+STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("lanes", TORCH_BOX(&townlet::lanes));
+}
+STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
+  m.impl("pack", TORCH_BOX(&townlet::pack_cpu));
+  m.impl("td_unroll", TORCH_BOX(&townlet::td_unroll_cpu));
+  m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_cpu));
+  m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_cpu));
+  m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_cpu));
+}

@@ -1,0 +1,132 @@
+#pragma once
+// The TD target of one sequence, for host and device (C++17): greedy successor values, n-step returns, value
+// rescaling, loss and its gradient.  Papers: double Q (van Hasselt et al. 2016), rescaling (Pohlen et al. 2018),
+// sequence priority (R2D2, Kapturowski et al. 2019).
+
+#include <math.h>
+#include <stdint.h>
+
+#include "lstm_cell.h"
+
+namespace townlet {
+
+struct TDSettings {
+  int n_step;
+  int burn_in;
+  bool double_q;
+  float rescale_eps;  // 0: off
+  float huber_delta;  // 0: mse
+  float eta;
+};
+
+// One sequence's view of the batch; time is the leading axis of every array.
+struct TDSequence {
+  const float* q_online;  // [S+1][q_stride], A values used
+  const float* q_target;  // likewise; q_online itself in the detached variant
+  int64_t q_stride, q_target_stride;
+  const int64_t* action;   // [S]
+  const float* reward;     // [S]
+  const bool* terminated;  // [S]
+  const bool* reset;       // [S+1]
+  const bool* mask;        // [S]
+  const bool* legal;       // [S+1][A] or null
+  int S, A;
+  float gamma;
+};
+
+TOWNLET_HD float td_rescale(float x, float eps) {
+  if (eps == 0.0f) return x;
+  const float m = sqrtf(fabsf(x) + 1.0f) - 1.0f;
+  return (x < 0.0f ? -m : m) + eps * x;
+}
+
+// z^2 - 1 with z written so that nothing cancels in float32
+TOWNLET_HD float td_rescale_inverse(float x, float eps) {
+  if (eps == 0.0f) return x;
+  const float u = fabsf(x) + 1.0f + eps;
+  const float z = 2.0f * u / (1.0f + sqrtf(1.0f + 4.0f * eps * u));
+  const float m = z * z - 1.0f;
+  return x < 0.0f ? -m : m;
+}
+
+// a real transition whose successor is in the sequence, or that terminated
+TOWNLET_HD bool td_valid(const TDSequence& s, int t) {
+  return s.mask[t] && (s.terminated[t] || !s.reset[t + 1]);
+}
+
+// value of the greedy legal action at observation u, in the units of reward
+TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& k, int u) {
+  const float* target = s.q_target + u * s.q_target_stride;
+  const float* choose = k.double_q ? s.q_online + u * s.q_stride : target;
+  const bool* legal = s.legal ? s.legal + int64_t(u) * s.A : nullptr;
+  bool any = false;
+  for (int a = 0; legal && a < s.A; ++a) any = any || legal[a];
+  int best = -1;
+  for (int a = 0; a < s.A; ++a) {
+    if (any && !legal[a]) continue;
+    if (best < 0 || choose[a] > choose[best]) best = a;  // ties: the lowest index
+  }
+  return td_rescale_inverse(target[best], k.rescale_eps);
+}
+
+// y_t of a valid transition: at most n valid transitions, not past a terminated one, then the value found there
+TOWNLET_HD float td_target(const TDSequence& s, const TDSettings& k, const float* value, int t) {
+  float ret = 0.0f, discount = 1.0f;
+  int u = t;
+  bool ended = false;
+  while (u < s.S && u - t < k.n_step && !ended && td_valid(s, u)) {
+    ret += discount * s.reward[u];
+    discount *= s.gamma;
+    ended = s.terminated[u];
+    ++u;
+  }
+  if (!ended) ret += discount * value[u];
+  return td_rescale(ret, k.rescale_eps);
+}
+
+TOWNLET_HD float td_loss(float e, float delta) {
+  const float m = fabsf(e);
+  return delta == 0.0f || m <= delta ? 0.5f * e * e : delta * (m - 0.5f * delta);
+}
+
+// d loss / d error
+TOWNLET_HD float td_loss_grad(float e, float delta) {
+  if (delta == 0.0f) return e;
+  return e > delta ? delta : e < -delta ? -delta : e;
+}
+
+struct TDResult {
+  float loss;      // sum over the sequence, unweighted
+  float priority;  // eta * max |e| + (1 - eta) * mean |e|
+  bool bad_action;
+};
+
+// Fills td_error[S], q_taken[S] and value[S+1] (scratch); `trained` transitions are the valid ones from burn_in on.
+TOWNLET_HD TDResult td_sequence(const TDSequence& s, const TDSettings& k, float* value, float* td_error,
+                                float* q_taken) {
+  for (int u = 1; u <= s.S; ++u) value[u] = td_greedy_value(s, k, u);
+  TDResult r{0.0f, 0.0f, false};
+  float sum = 0.0f, top = 0.0f;
+  int count = 0;
+  for (int t = 0; t < s.S; ++t) {
+    td_error[t] = q_taken[t] = 0.0f;
+    if (!td_valid(s, t)) continue;
+    const int64_t a = s.action[t];
+    if (a < 0 || a >= s.A) {
+      r.bad_action = true;
+      continue;
+    }
+    q_taken[t] = s.q_online[t * s.q_stride + a];
+    if (t < k.burn_in) continue;
+    const float e = td_target(s, k, value, t) - q_taken[t];
+    td_error[t] = e;
+    r.loss += td_loss(e, k.huber_delta);
+    sum += fabsf(e);
+    top = fabsf(e) > top ? fabsf(e) : top;
+    ++count;
+  }
+  if (count) r.priority = k.eta * top + (1.0f - k.eta) * (sum / float(count));
+  return r;
+}
+
+}  // namespace townlet

@@ -1,0 +1,91 @@
+#pragma once
+// What crosses the boundary between the torch side (ops.cpp) and the CPU kernels (cpu/): plain structs of sizes and
+// contiguous arrays, no torch and no std containers, so that one kernel source can be compiled for several ISAs.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "td_target.h"
+
+namespace townlet {
+
+// Weights of P members, members outermost; pointers may be null where the network lacks the part.
+struct NetView {
+  const float *w_ih, *w_hh, *bias, *w_fc, *b_fc, *w_adv, *b_adv, *w_val, *b_val;
+};
+struct NetGrad {
+  float *w_ih, *w_hh, *bias, *w_fc, *b_fc, *w_adv, *b_adv, *w_val, *b_val;
+};
+
+struct NetSizes {
+  int64_t P, D, H, F, A;  // F = H where there is no hidden head layer
+  bool fc, dueling;
+};
+
+// The caller's thread pool: runs body(context, i) for i in [0, n), in any order and at any concurrency.
+struct Parallel {
+  void (*run)(int64_t n, void* context, void (*body)(void* context, int64_t i));
+};
+
+struct TDProblem {
+  NetSizes net;
+  int64_t B, S;
+  TDSettings td;
+  bool bf16;  // round the operands of matrix products to bfloat16
+
+  NetView online;
+  const float* target;  // [P][packed size], or null: the online network's own values, detached
+  const float *features_online, *features_target, *h0, *c0;
+  const int64_t* action;
+  const float* reward;
+  const bool *terminated, *reset, *mask, *legal;  // legal may be null
+  const float *weight, *gamma;                    // [P][B], [P]
+
+  float *loss, *td_error, *priority, *q_taken, *h_final, *c_final;
+  bool param_grads;     // fill grad
+  NetGrad grad;         // of sum_p loss[p]
+  float* feature_grad;  // or null
+  bool* bad_action;     // one flag
+};
+
+struct UnrollProblem {
+  int64_t P, B, T, D, H;
+  const float *x, *h0, *c0, *w_ih, *w_hh, *bias;
+  const bool* reset;  // [P][B][T] or null
+  float *y, *h_final, *c_final;
+  float* saved;  // [unroll_saved_size] for the backward pass, or null
+};
+
+struct UnrollGradProblem {
+  int64_t P, B, T, D, H;
+  const float *w_ih, *w_hh;
+  const bool* reset;
+  float* saved;  // from the forward pass; overwritten
+  const float *dy, *dh_final, *dc_final;
+  float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *dbias;
+};
+
+struct StepProblem {
+  int64_t P, E, D, H;
+  const float* packed;  // [P][packed_stride], the LSTM's part first
+  int64_t packed_stride;
+  const float *x, *h, *c;
+  const bool* reset;  // [P][E] or null
+  float *h_out, *c_out;
+};
+
+// One instruction set's build of the kernels.
+struct Kernels {
+  const char* name;
+  int lanes;  // floats in a vector
+  void (*pack)(const NetSizes&, const NetView&, bool bf16, float* out, Parallel);
+  void (*td_unroll)(const TDProblem&, Parallel);
+  void (*lstm_unroll)(const UnrollProblem&, Parallel);
+  void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
+  void (*lstm_step)(const StepProblem&, Parallel);
+};
+
+// The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.
+const Kernels& kernels();
+
+}  // namespace townlet
