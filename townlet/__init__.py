@@ -1,5 +1,51 @@
-"""Townlet: populations of recurrent Q-learning agents."""
+"""Townlet: populations of recurrent Q-learning agents (DRQN, R2D2) on one fused operator."""
 
-import torch as _torch  # noqa: F401  first: brings the OpenMP runtime
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING, Any
+
+import torch as _torch  # noqa: F401  first: it brings the one OpenMP runtime
+
+from ._build import __version__, build_config
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .envs import TownVectorEnv
+    from .learner import Learner
+    from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+    from .population import VectorizedPopulation
+    from .replay import SequentialReplayBuffer
+    from .trainer import Trainer
+
+_HOMES = {
+    "Config": "config",
+    "Learner": "learner",
+    "RecurrentQNetwork": "networks",
+    "RecurrentSpatialQNetwork": "networks",
+    "SequentialReplayBuffer": "replay",
+    "TownVectorEnv": "envs",
+    "Trainer": "trainer",
+    "VectorizedPopulation": "population",
+}
+
+__all__ = [
+    "Config",
+    "Learner",
+    "RecurrentQNetwork",
+    "RecurrentSpatialQNetwork",
+    "SequentialReplayBuffer",
+    "TownVectorEnv",
+    "Trainer",
+    "VectorizedPopulation",
+    "__version__",
+    "build_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use, so that `import townlet.ops` does not pull in environments and plots."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,12 +35,13 @@ struct Resets {
   Resets step(int64_t to) const { return {first, row_stride, to}; }
 };
 
-// Features of step t into the operand rows; source rows lie `stride` floats apart.
-static inline void load_features(int64_t R, int64_t D, const float* from, int64_t stride, float* x, int64_t ldx,
-                                 bool bf16) {
+// Features of step t into the operand rows; source rows lie `stride` floats apart.  Zeroes what pads the rows.
+static inline void load_features(int64_t R, int64_t D, int64_t Hp, const float* from, int64_t stride, float* x,
+                                 int64_t ldx, bool bf16) {
   for (int64_t r = 0; r < R; ++r) {
     float* to = x + r * ldx;
     const float* f = from + r * stride;
+    memset(to + D + Hp, 0, size_t(ldx - D - Hp) * sizeof(float));
     if (!bf16) {
       memcpy(to, f, size_t(D) * sizeof(float));
       continue;

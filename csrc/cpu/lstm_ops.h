@@ -36,7 +36,7 @@ struct UnrollForward : UnrollRun {
     const float* w = packed + s.p * net.gate_bias + s.p * 4 * net.Hp;
     load_state(l.R, D, H, q.h0 + at * H, q.c0 + at * H, s.resets, l.x(0), l.ldx, l.c(0), l.Hp, false);
     for (int64_t t = 0; t < T; ++t) {
-      load_features(l.R, D, q.x + (at * T + t) * D, T * D, l.x(t), l.ldx, false);
+      load_features(l.R, D, l.Hp, q.x + (at * T + t) * D, T * D, l.x(t), l.ldx, false);
       GateStep g{};
       g.D = D;
       g.H = H;
@@ -168,7 +168,7 @@ struct StepRun {
     const Resets reset{q.reset ? q.reset + at : nullptr, 1, 0};
     float *xs = x + at * (ldx + net.Hp), *c = xs + R * ldx;
     load_state(R, q.D, q.H, q.h + at * q.H, q.c + at * q.H, reset, xs, ldx, c, net.Hp, false);
-    load_features(R, q.D, q.x + at * q.D, q.D, xs, ldx, false);
+    load_features(R, q.D, net.Hp, q.x + at * q.D, q.D, xs, ldx, false);
     GateStep g{};
     g.D = q.D;
     g.H = q.H;

@@ -140,7 +140,7 @@ struct TDRun {
     return g;
   }
   void load_step(const Shard& s, const float* features, int64_t t, float* x) const {
-    load_features(s.R, D, features + ((s.p * B + s.b0) * T + t) * D, T * D, x, s.lstm.ldx, q.bf16);
+    load_features(s.R, D, net.Hp, features + ((s.p * B + s.b0) * T + t) * D, T * D, x, s.lstm.ldx, q.bf16);
   }
   void load_initial(const Shard& s, float* x, float* c) const {
     const int64_t at = (s.p * B + s.b0) * H;
