@@ -111,7 +111,7 @@ class GreedyActor:
     def __init__(self, network: Any, params: dict[str, Tensor], num_envs: int, *, memory: bool = True) -> None:
         self.network, self.memory = network, memory
         self.params = {k: v.detach() for k, v in params.items()}
-        self.recurrent = network.recurrent(self.params)
+        self.packed = ops.pack(network.recurrent(self.params))
         self.members, self.num_envs = next(iter(params.values())).shape[0], num_envs
         self.h = torch.zeros(self.members, num_envs, network.hidden_size)
         self.c = torch.zeros_like(self.h)
@@ -124,8 +124,7 @@ class GreedyActor:
         if not self.memory:
             first = torch.ones_like(first)
         features = self.network.encode(self.params, torch.from_numpy(np.ascontiguousarray(obs)).view(*shape, -1))
-        r = self.recurrent
-        self.h, self.c = ops.lstm_step(features, self.h, self.c, r.w_ih, r.w_hh, r.bias, first)
+        self.h, self.c = ops.lstm_step(features, self.h, self.c, self.packed, reset=first)
         return self.network.q_values(self.params, self.h)
 
     def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:

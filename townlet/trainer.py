@@ -46,7 +46,9 @@ class Trainer:
 
     Args:
         config: the settings.
-        folder: where config.yaml, metrics, events and checkpoints go; None (and no ``config.run_dir``) writes nothing.
+        record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or under
+            runs/. None: only when ``config.run_dir`` is given.
+        folder: an existing run folder to go on writing to (``resume`` uses it).
         td_unroll: the fused operator; tests pass broken twins.
         make: opens worlds, ``make(env_id, n, **args)``.
         say: receives lines meant for a person (memory, what resuming does).
@@ -63,6 +65,7 @@ class Trainer:
         self,
         config: Config,
         *,
+        record: bool | None = None,
         folder: str | Path | None = None,
         td_unroll: Callable[..., Any] = ops.td_unroll,
         make: Callable[..., VectorAdapter] = make_worlds,
@@ -114,20 +117,19 @@ class Trainer:
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
         self._ladder = _ladder(config)
         self._epsilon_end = torch.tensor(config.per_member("epsilon_end"), dtype=torch.float64)
-        self.folder = self._open_folder(folder)
+        self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
         self._resumed_at: int | None = None
 
     def _rows(self, array: np.ndarray) -> Tensor:
         """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
         return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
 
-    def _open_folder(self, folder: str | Path | None) -> Path | None:
-        if folder is None and self.config.run_dir is not None:
-            folder = new_folder(self.config.run_dir, self.config.env)
-        if folder is None:
+    def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
+        if folder is None and not record:
             return None
-        self.config.to_yaml(Path(folder) / "config.yaml")
-        return Path(folder)
+        folder = new_folder(self.config.run_dir, self.config.env) if folder is None else Path(folder)
+        self.config.to_yaml(folder / "config.yaml")
+        return folder
 
     @property
     def updates(self) -> int:
