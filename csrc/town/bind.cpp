@@ -124,8 +124,8 @@ void step(Town& town, const Array<std::int64_t>& actions, Array<float>& obs, Arr
   if (actions.ndim() != 1 || actions.shape(0) != n) {
     throw std::invalid_argument("actions: expected shape [" + std::to_string(n) + "]");
   }
-  const TownOutput out{writable(obs, "obs", {n, town.obs_size()}), writable(reward, "reward", {n}),
-                       writable(terminated, "terminated", {n}),    writable(truncated, "truncated", {n}),
+  const TownOutput out{writable(obs, "obs", {n, town.obs_size()}),     writable(reward, "reward", {n}),
+                       writable(terminated, "terminated", {n}),        writable(truncated, "truncated", {n}),
                        writable(legal, "legal", {n, rules::kActions}), writable(survival, "survival", {n})};
   const std::int64_t* action = actions.data();
   py::ssize_t bad = -1;

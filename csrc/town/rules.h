@@ -11,7 +11,7 @@ namespace townlet::rules {
 enum Meter : int { kEnergy, kHygiene, kSatiation, kMood, kSocial, kHealth, kFitness, kMeters };
 
 inline constexpr std::array<const char*, kMeters> kMeterNames{"energy", "hygiene", "satiation", "mood",
-                                                             "social", "health",  "fitness"};
+                                                              "social", "health",  "fitness"};
 
 inline constexpr int kFullMoney = 10000;  // cents
 inline constexpr int kHours = 24;
@@ -22,7 +22,9 @@ enum Action : int { kUp, kDown, kLeft, kRight, kInteract, kWait, kActions };
 inline constexpr std::array<double, kMeters> kPassive{.005, .003, .004, .001, .006, 0., .002};
 inline constexpr std::array<double, kMeters> kMoving{.005, .003, .004, 0., 0., 0., 0.};
 
-constexpr double health_loss(double fitness) { return .001 * (0.5 + 2.5 * (1.0 - fitness)); }
+constexpr double health_loss(double fitness) {
+  return .001 * (0.5 + 2.5 * (1.0 - fitness));
+}
 
 // While the source is below kCascadeBelow, the target loses k * (kCascadeBelow - source) / kCascadeBelow.
 // Carried out in this order, each on the values that the ones before have left.
@@ -52,11 +54,11 @@ struct Effect {
 
 struct Building {
   const char* name;
-  int x, y;              // cell of the fixed layout
-  int ticks, price;      // paid ticks to completion, cents for each
-  int opens, closes;     // half-open hours, may wrap midnight; 0, 24 = always
+  int x, y;           // cell of the fixed layout
+  int ticks, price;   // paid ticks to completion, cents for each
+  int opens, closes;  // half-open hours, may wrap midnight; 0, 24 = always
   Effect tick, complete;
-  bool hamlet;           // part of the small level
+  bool hamlet;  // part of the small level
 
   constexpr bool open_at(int hour) const {
     return opens < closes ? (hour >= opens && hour < closes) : (hour >= opens || hour < closes);
@@ -64,7 +66,7 @@ struct Building {
 };
 
 inline constexpr int kBuildings = 14;
-inline constexpr int kNowhere = kBuildings;     // map code: a cell without a building
+inline constexpr int kNowhere = kBuildings;      // map code: a cell without a building
 inline constexpr int kOffGrid = kBuildings + 1;  // map code: beyond the edge
 
 // Columns of an Effect:   energy hygiene satiation mood social health fitness, cents

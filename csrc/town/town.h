@@ -32,12 +32,12 @@ struct TownConfig {
 
 // Where one step writes, each array [num_envs, ...], row-major.
 struct TownOutput {
-  float* obs;               // [E, obs_size]
-  double* reward;           // [E]
-  bool* terminated;         // [E]
-  bool* truncated;          // [E]
-  bool* legal;              // [E, 6]
-  std::int32_t* survival;   // [E] ticks survived in the episode that the observation belongs to
+  float* obs;              // [E, obs_size]
+  double* reward;          // [E]
+  bool* terminated;        // [E]
+  bool* truncated;         // [E]
+  bool* legal;             // [E, 6]
+  std::int32_t* survival;  // [E] ticks survived in the episode that the observation belongs to
 };
 
 class Town {
@@ -64,8 +64,8 @@ class Town {
     std::vector<std::uint64_t> key, episode;  // episode: number of the next one
     std::vector<double> meters;               // [kMeters, E]
     std::vector<std::int32_t> cents, x, y, hour, progress, survival;
-    std::vector<std::uint8_t> done;           // the episode is over: the next step starts another
-    std::vector<std::int32_t> cells;          // [E, num_buildings], y * size + x
+    std::vector<std::uint8_t> done;   // the episode is over: the next step starts another
+    std::vector<std::int32_t> cells;  // [E, num_buildings], y * size + x
     std::vector<double> depletion;
   } state;
 
