@@ -20,6 +20,8 @@
 STABLE_TORCH_LIBRARY(townlet, m) {
   // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
   m.def("lanes() -> int");
+  // the sum of the lanes of every instruction set that was built and that this CPU runs
+  m.def("isa_levels() -> int");
   // panels of one network: [P, packed size]
   m.def(
       "pack(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
@@ -131,6 +133,9 @@ struct Net {
 
 int64_t lanes() {
   return kernels().lanes;
+}
+int64_t isa_levels() {
+  return runnable_lanes();
 }
 
 Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
@@ -335,6 +340,7 @@ std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("lanes", TORCH_BOX(&townlet::lanes));
+  m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
   m.impl("pack", TORCH_BOX(&townlet::pack_cpu));

@@ -87,5 +87,7 @@ struct Kernels {
 
 // The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.
 const Kernels& kernels();
+// The sum of the lanes of all sets that were built and that this CPU runs.
+int runnable_lanes();
 
 }  // namespace townlet

@@ -12,12 +12,13 @@ __version__ = "0.1.0"
 
 
 def build_config() -> dict[str, Any]:
-    """Compiler, instruction sets, CUDA and torch: what a bug report needs. The values are strings, ints, bools or None."""
+    """Compiler, instruction sets, CUDA and torch: what a bug report needs. Plain values."""
     from . import _C, ops
 
     return {
         "townlet": __version__,
-        **{k: v for k, v in _C.build_info().items()},
+        **_C.build_info(),
+        "isa_levels": list(ops.ISA_LEVELS),
         "isa_in_use": ops.ISA,
         "isa_forced": os.environ.get("TOWNLET_ISA"),
         "machine": platform.machine(),

@@ -44,8 +44,9 @@ class ResetLSTM(nn.Module):
             )
         own = cls(lstm.input_size, lstm.hidden_size)
         with torch.no_grad():
-            own.w_ih[0], own.w_hh[0] = lstm.weight_ih_l0, lstm.weight_hh_l0
-            own.bias[0] = lstm.bias_ih_l0 + lstm.bias_hh_l0 if lstm.bias else 0.0
+            weights = lstm.state_dict()
+            own.w_ih[0], own.w_hh[0] = weights["weight_ih_l0"], weights["weight_hh_l0"]
+            own.bias[0] = weights["bias_ih_l0"] + weights["bias_hh_l0"] if lstm.bias else 0.0
         return own
 
     def forward(

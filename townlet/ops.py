@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _native, reference
+from . import _native as _native  # loads the libraries that register torch.ops.townlet
+from . import reference
 from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, _check, check_lstm, check_params, check_td
 
 __all__ = [
@@ -25,14 +26,17 @@ __all__ = [
     "pack",
     "td_unroll",
 ]
+_ISA_LANES = {"portable": 4, "avx2": 8, "avx512": 16}
 LANES: int = torch.ops.townlet.lanes()
 """Floats in a vector of the kernels in use."""
-ISA: str = {16: "avx512", 8: "avx2", 4: "portable"}[LANES]
+ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_LANES.items() if torch.ops.townlet.isa_levels() & v)
+"""Instruction sets that were built and that this CPU runs."""
+ISA: str = next(k for k, v in _ISA_LANES.items() if v == LANES)
 """Instruction set of the kernels in use; the environment variable TOWNLET_ISA forces one that the CPU runs."""
 
 
 class PackedParams(NamedTuple):
-    """A snapshot of P networks in the kernel's own layout, made by `pack`; later changes of the weights do not reach it."""
+    """A snapshot of P networks in the kernel's own layout, made by `pack`; changes of the weights do not reach it."""
 
     params: RecurrentQParams
     panels: Tensor | None  # [P, N] float32; None where only the reference fits (float64, no kernel for the device)
@@ -63,7 +67,7 @@ def pack(params: RecurrentQParams, compute_dtype: torch.dtype = torch.float32) -
     Errors: ValueError naming the parameter that does not fit.
     """
     check_params("", params)
-    kept = RecurrentQParams(*(None if v is None else v.detach().clone() for v in params))
+    kept = RecurrentQParams._make(None if v is None else v.detach().clone() for v in params)
     panels = None
     if _kernel_fits("pack", params.w_ih):
         panels = torch.ops.townlet.pack(*kept, compute_dtype == torch.bfloat16)
@@ -272,7 +276,7 @@ torch.library.register_autograd("townlet::td_unroll", _td_backward, setup_contex
 
 def _unroll_setup(ctx, inputs, output) -> None:
     x, _, _, w_ih, w_hh, _, reset, _ = inputs
-    y, _, _, saved = output
+    saved = output[3]
     ctx.mark_non_differentiable(saved)
     ctx.save_for_backward(saved, x, w_ih, w_hh, reset)
 

@@ -177,10 +177,8 @@ def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, 
 def check_td(online: RecurrentQParams, target: RecurrentQParams | None, batch: SequenceBatch, spec: TDSpec) -> Sizes:
     """The sizes of a call of td_unroll; ValueError names the argument, what came and what was expected."""
     P, D, H, F, A = check_params("online.", online)
-    if target is not None and check_params("target.", target) != (P, D, H, F, A):
-        raise ValueError(
-            f"target has (P, D, H, F, A) = {check_params('target.', target)}; expected those of online, {(P, D, H, F, A)}"
-        )
+    if target is not None and (got := check_params("target.", target)) != (P, D, H, F, A):
+        raise ValueError(f"target has (P, D, H, F, A) = {got}; expected those of online, {(P, D, H, F, A)}")
     if target is not None:
         for name in ("w_fc", "w_val"):
             if (getattr(target, name) is None) != (getattr(online, name) is None):
@@ -192,8 +190,8 @@ def check_td(online: RecurrentQParams, target: RecurrentQParams | None, batch: S
             )
     x = batch.features_online
     if not isinstance(x, Tensor) or x.dim() != 4:
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"batch.features_online has shape {got}; expected [P, B, S+1, D] = [{P}, B, S+1, {D}]")
+        came = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"batch.features_online has shape {came}; expected [P, B, S+1, D] = [{P}, B, S+1, {D}]")
     B, S = x.shape[1], x.shape[2] - 1
     if B < 1 or S < 1:
         raise ValueError(f"batch.features_online has shape {list(x.shape)}; expected B >= 1 and S >= 1")

@@ -14,7 +14,7 @@ from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_lst
 
 
 def _matmul(x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [P, N, K] times w [P, M, K] transposed; with bfloat16, operands are rounded and products summed in x's dtype."""
+    """x [P, N, K] times w [P, M, K] transposed; bfloat16 rounds the operands, products are summed in x's dtype."""
     if dtype == torch.bfloat16:
         x, w = (v + (v.to(dtype).to(v.dtype) - v).detach() for v in (x, w))  # the gradient passes through the rounding
     return x @ w.transpose(1, 2)
@@ -52,7 +52,7 @@ def lstm_unroll(
 
 
 def head(p: RecurrentQParams, h: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Q-values [P, N, A] of LSTM outputs h [P, N, H]: ReLU layer if any, then advantages, centred and lifted if dueling."""
+    """Q-values [P, N, A] of LSTM outputs h [P, N, H]: ReLU layer if any, then the streams, dueling or not."""
     if p.w_fc is not None:
         assert p.b_fc is not None
         h = torch.relu(_matmul(h, p.w_fc, dtype) + p.b_fc.unsqueeze(1))
@@ -133,7 +133,8 @@ def td_unroll(
     reward = batch.reward.masked_fill(~valid, 0.0)
     action = batch.action.masked_fill(~valid, 0)
     if action.device.type == "cpu" and bool(((action < 0) | (action >= size.A)).any()):
-        raise ValueError(f"batch.action holds {int(action.min())}..{int(action.max())}; expected 0 <= action < A = {size.A}")
+        came = f"{int(action.min())}..{int(action.max())}"
+        raise ValueError(f"batch.action holds {came} at valid positions; expected 0 <= action < A = {size.A}")
     bad_member = ((action < 0) | (action >= size.A)).flatten(1).any(1)
     action = action.clamp(0, size.A - 1)
     gamma = spec.gamma if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma, dtype=torch.float64)

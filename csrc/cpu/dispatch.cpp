@@ -73,6 +73,12 @@ const Kernels& kernels() {
   return k;
 }
 
+int runnable_lanes() {
+  int sum = 0;
+  for (const Kernels* k : supported()) sum += k->lanes;
+  return sum;
+}
+
 Arena::Arena(int64_t floats) : data(nullptr), bytes_(0) {
   const std::size_t need = (static_cast<std::size_t>(floats) * sizeof(float) + kAlign - 1) / kAlign * kAlign;
   {
