@@ -50,10 +50,12 @@ def test_observation_sizes_and_layout() -> None:
     assert TownVectorEnv(2, partial=False, size=9).single_observation_space.shape == (14 * 81 + 28,)
     for args in ({}, {"level": "hamlet"}, {"partial": False}, {"window": "kind", "radius": 3}):
         envs = TownVectorEnv(5, **args)
-        obs, info = envs.reset(seed=1)
+        obs, _info = envs.reset(seed=1)
         lay = TownArgs(**args).observation
-        assert lay.size == obs.shape[1] and lay.progress.stop == lay.size
-        assert (obs[:, lay.underfoot].sum(1) == 1).all() and (obs[:, lay.underfoot][:, -1] == 1).all()
+        assert lay.size == obs.shape[1]
+        assert lay.progress.stop == lay.size
+        assert (obs[:, lay.underfoot].sum(1) == 1).all()
+        assert (obs[:, lay.underfoot][:, -1] == 1).all()
         assert (obs[:, lay.meters] == np.float32([1, 1, 1, 0.2, 1, 1, 1, 1])).all()
         assert np.allclose((obs[:, lay.clock] ** 2).sum(1), 1.0, atol=1e-6)
         state = envs.get_state()
@@ -71,7 +73,9 @@ def test_map_planes_by_hand() -> None:
     envs.set_state(state)
     present, off_grid = envs.observe()[0][0, :50].reshape(2, 5, 5)
     assert np.argwhere(present).tolist() == [[3, 3], [3, 4], [4, 4]]  # (row, column), the agent at (2, 2)
-    assert off_grid[:2].all() and off_grid[:, :2].all() and not off_grid[2:, 2:].any()
+    assert off_grid[:2].all()
+    assert off_grid[:, :2].all()
+    assert not off_grid[2:, 2:].any()
 
     kinds = TownVectorEnv(1, layout="fixed", window="kind")
     kinds.reset(seed=0)
@@ -134,7 +138,8 @@ def test_next_step_autoreset() -> None:
         before = envs.get_state()
         bad = np.where(over, 99, WAIT)  # ignored where an episode has ended: not even looked at
         obs, reward, terminated, truncated, info = envs.step(bad)
-        assert (reward[over] == 0).all() and not (terminated | truncated)[over].any()
+        assert (reward[over] == 0).all()
+        assert not (terminated | truncated)[over].any()
         assert (info["survival_time"][over] == 0).all()
         assert (obs[over][:, envs.args.observation.meters] == np.float32([1, 1, 1, 0.2, 1, 1, 1, 1])).all()
         assert np.array_equal(envs.get_state()["episode"], before["episode"] + over)
@@ -145,7 +150,7 @@ def test_next_step_autoreset() -> None:
 
 def test_single_and_vector_environments_agree() -> None:
     single, vector = TownEnv(max_steps=60), TownVectorEnv(1, max_steps=60)
-    obs, info = single.reset(seed=9)
+    obs, _info = single.reset(seed=9)
     assert np.array_equal(obs, vector.reset(seed=9)[0][0])
     rng = np.random.default_rng(1)
     episodes = 0
@@ -153,8 +158,10 @@ def test_single_and_vector_environments_agree() -> None:
         action = int(rng.integers(6))
         o1, r1, d1, c1, i1 = single.step(action)
         o2, r2, d2, c2, i2 = vector.step(np.array([action]))
-        assert np.array_equal(o1, o2[0]) and (r1, d1, c1) == (r2[0], d2[0], c2[0])
-        assert np.array_equal(i1["legal"], i2["legal"][0]) and i1["survival_time"] == i2["survival_time"][0]
+        assert np.array_equal(o1, o2[0])
+        assert (r1, d1, c1) == (r2[0], d2[0], c2[0])
+        assert np.array_equal(i1["legal"], i2["legal"][0])
+        assert i1["survival_time"] == i2["survival_time"][0]
         if d1 or c1:
             with pytest.raises(gymnasium.error.ResetNeeded):
                 single.step(0)
@@ -211,7 +218,8 @@ def test_returned_arrays_are_the_callers_unless_asked_otherwise() -> None:
 
 def test_make_vec_uses_the_vector_simulator() -> None:
     envs = gymnasium.make_vec("townlet/Town-v0", num_envs=3, vectorization_mode="vector_entry_point", size=6)
-    assert isinstance(envs.unwrapped, TownVectorEnv) and envs.num_envs == 3
+    assert isinstance(envs.unwrapped, TownVectorEnv)
+    assert envs.num_envs == 3
     assert envs.reset(seed=1)[0].shape == (3, 78)
 
 
@@ -251,7 +259,7 @@ def test_bad_arguments_name_themselves(name: str, args: dict) -> None:
 
 
 def test_bad_num_envs_seeds_actions_and_options() -> None:
-    with pytest.raises(ValueError, match="^num_envs: expected"):
+    with pytest.raises(ValueError, match=r"^num_envs: expected"):
         TownVectorEnv(0)
     with pytest.raises(TypeError, match="colour"):
         TownVectorEnv(1, colour="red")
@@ -260,9 +268,9 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
         with pytest.raises(gymnasium.error.ResetNeeded):
             call()
     for seed in (-1, 2**64 - 1, [1], [1, 2, 3], [1, -2], "12", 1.5, True):
-        with pytest.raises(ValueError, match="^seed"):
+        with pytest.raises(ValueError, match=r"^seed"):
             envs.reset(seed=seed)
-    with pytest.raises(ValueError, match="^options: expected"):
+    with pytest.raises(ValueError, match=r"^options: expected"):
         envs.reset(options={"speed": 2})
     with pytest.raises(ValueError, match=r"^options\['reset_mask'\]: expected bool"):
         envs.reset(options={"reset_mask": np.array([1, 0])})
@@ -271,7 +279,7 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
     envs.reset(seed=0)
     before = envs.get_state()
     for actions in ([0], [[0, 0]], [0.0, 1.0], None):
-        with pytest.raises(ValueError, match="^actions: expected integers of shape"):
+        with pytest.raises(ValueError, match=r"^actions: expected integers of shape"):
             envs.step(actions)
     for actions in ([0, 6], [WAIT, -1]):
         with pytest.raises(ValueError, match=r"^actions\[1\]: expected 0\.\.5, got"):
@@ -280,9 +288,9 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
     assert all(np.array_equal(before[k], after[k]) for k in before)  # nobody moved
     single = TownEnv()
     single.reset(seed=0)
-    with pytest.raises(ValueError, match="^action: expected one integer"):
+    with pytest.raises(ValueError, match=r"^action: expected one integer"):
         single.step([0, 1])
-    with pytest.raises(ValueError, match="^options: expected none"):
+    with pytest.raises(ValueError, match=r"^options: expected none"):
         single.reset(options={"a": 1})
 
 
@@ -326,7 +334,7 @@ def test_the_raw_simulator_checks_what_memory_safety_needs() -> None:
         town.step(np.zeros(3, np.int64), obs, *rest)
     with pytest.raises(TypeError):
         town.step(np.zeros(2, np.int64), obs.astype(np.float64), *rest)  # would be a copy that nobody reads
-    with pytest.raises(ValueError, match="^seed: expected 2 keys"):
+    with pytest.raises(ValueError, match=r"^seed: expected 2 keys"):
         town.seed([1])
     with pytest.raises(ValueError, match=r"^mask: expected shape \[2\]"):
         town.reset(np.ones(3, bool))
@@ -354,7 +362,8 @@ def test_philox_known_answers(counter: tuple, key: int, want: tuple) -> None:
 def test_philox_uniform_is_a_function_of_key_stream_counter_and_index() -> None:
     keys = np.array([0, 7, 2**63 + 1], np.uint64)
     draws = _C.philox_uniform(keys, 1, 2**40 + 3, 7)
-    assert draws.shape == (3, 7) and draws.dtype == np.float64
+    assert draws.shape == (3, 7)
+    assert draws.dtype == np.float64
     assert np.array_equal(_C.philox_uniform(keys[1:2], 1, 2**40 + 3, 4), draws[1:2, :4])
     for stream, counter in ((2, 2**40 + 3), (1, 2**40 + 4), (1, 3)):
         assert not np.isin(_C.philox_uniform(keys, stream, counter, 7), draws).any()
@@ -363,16 +372,18 @@ def test_philox_uniform_is_a_function_of_key_stream_counter_and_index() -> None:
     assert draws[1, 3] == ((words[3] << 32 | words[2]) >> 11) / 2**53
     assert _C.philox_uniform(keys, 0, 0, 0).shape == (3, 0)
     many = _C.philox_uniform(np.arange(100, dtype=np.uint64), 0, 0, 1000)
-    assert 0 <= many.min() and many.max() < 1
+    assert many.min() >= 0
+    assert many.max() < 1
     assert many.mean() == pytest.approx(0.5, abs=0.005)  # standard error 0.0009
     assert np.corrcoef(many[:, 0::2].reshape(-1), many[:, 1::2].reshape(-1))[0, 1] == pytest.approx(0, abs=0.02)
-    with pytest.raises(ValueError, match="^n: expected"):
+    with pytest.raises(ValueError, match=r"^n: expected"):
         _C.philox_uniform(keys, 0, 0, -1)
-    with pytest.raises(ValueError, match="^keys: expected"):
+    with pytest.raises(ValueError, match=r"^keys: expected"):
         _C.philox_uniform(keys.reshape(1, 3), 0, 0, 1)
 
 
 def test_build_info() -> None:
     info = _C.build_info()
-    assert info["compiler"] in ("gcc", "clang") and info["cxx_standard"] >= 202002
+    assert info["compiler"] in ("gcc", "clang")
+    assert info["cxx_standard"] >= 202002
     assert info["compiler_version"]

@@ -29,16 +29,21 @@ def test_ansi_shows_map_meters_clock_and_progress() -> None:
     lines = text.splitlines()
     assert lines[0].split() == ["Town", "tick", "12/500", "07:00", "(day)", "last", "action:", "●", "interact"]
     assert lines[2 + 3].strip("│").split()[:3] == ["·", "@Me", "·"]  # row 3 of the map: the agent at the HomeMeal
-    assert "jo" in lines[2 + 6] and "Jo" not in lines[2 + 6]  # closed at 7
+    assert "jo" in lines[2 + 6]
+    assert "Jo" not in lines[2 + 6]
     assert "here: HomeMeal, tick 1 of 2" in text
     assert [line.split()[0] for line in lines[12:20]] == [
         *("energy", "hygiene", "satiation", "money", "mood", "social", "health", "fitness")
     ]
-    assert lines[12].count("█") == 20 and lines[15].count("█") == 4 and lines[15].endswith("$20.00")
+    assert lines[12].count("█") == 20
+    assert lines[15].count("█") == 4
+    assert lines[15].endswith("$20.00")
     assert "Jo Job        pays $22.50, 4 ticks, 08-18 h  (closed)" in text
     assert "Ba Bar        $15.00, 2 ticks, 18-04 h  (closed)" in text
     later, _ = picture(envs, x=6, y=6, hour=20)
-    assert "here: Job (closed until 08:00)" in later and "(night)" in later and "last action: -" in later
+    assert "here: Job (closed until 08:00)" in later
+    assert "(night)" in later
+    assert "last action: -" in later
     assert "open ground" in picture(envs, x=4, y=4)[0]
 
 
@@ -48,7 +53,8 @@ def test_ansi_marks_low_meters_and_the_end() -> None:
     assert low.count("  !") == 7
     assert "!" not in picture(envs)[0]
     assert "died of exhaustion" in picture(envs, meters=0.0, done=1)[0]
-    assert "died" not in picture(envs, done=1)[0] and "reached the cap" in picture(envs, done=1)[0]
+    assert "died" not in picture(envs, done=1)[0]
+    assert "reached the cap" in picture(envs, done=1)[0]
 
 
 def test_ansi_dots_are_the_cells_in_sight() -> None:
@@ -62,10 +68,12 @@ def test_ansi_dots_are_the_cells_in_sight() -> None:
 def test_rgb_array_follows_the_state(args: dict) -> None:
     envs = fixed(**args)
     _, start = picture(envs, x=4, y=4)
-    assert start.shape == (560, 880, 3) and start.dtype == np.uint8
+    assert start.shape == (560, 880, 3)
+    assert start.dtype == np.uint8
     assert np.array_equal(start, picture(envs, x=4, y=4)[1])
     moved = picture(envs, x=4, y=5)[1]
-    assert (start != moved)[:, :540].any() and np.array_equal(start[:, 560:], moved[:, 560:])  # the map alone
+    assert (start != moved)[:, :540].any()
+    assert np.array_equal(start[:, 560:], moved[:, 560:])
     tired = picture(envs, x=4, y=4, meters=0.25)[1]
     assert (start != tired)[:, 560:].any()
     night = picture(envs, x=4, y=4, hour=1)[1]
@@ -91,8 +99,10 @@ def test_render_modes_of_both_environments() -> None:
     envs = TownVectorEnv(2, render_mode="rgb_array")
     envs.reset(seed=0)
     frames = envs.render()
-    assert len(frames) == 2 and (frames[0] != frames[1]).any()
-    assert TownEnv().render() is None and TownVectorEnv(1).render() is None
+    assert len(frames) == 2
+    assert (frames[0] != frames[1]).any()
+    assert TownEnv().render() is None
+    assert TownVectorEnv(1).render() is None
 
 
 def test_pillow_font_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +118,5 @@ def test_pillow_font_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(matplotlib, "get_data_path", gone)
     without = picture(fixed())[1]
     render._font.cache_clear()
-    assert without.shape == with_fonts.shape and (without != with_fonts).any()
+    assert without.shape == with_fonts.shape
+    assert (without != with_fonts).any()

@@ -46,7 +46,8 @@ def test_simulator_equals_the_oracle(args: dict) -> None:
     for i, oracle in enumerate(oracles):
         want, legal = oracle.reset()
         np.testing.assert_array_equal(obs[i], np.array(want, np.float32))
-        assert info["legal"][i].tolist() == legal and info["survival_time"][i] == 0
+        assert info["legal"][i].tolist() == legal
+        assert info["survival_time"][i] == 0
     rng = np.random.default_rng(3)
     episodes = paid = 0
     for _ in range(700):
@@ -57,8 +58,10 @@ def test_simulator_equals_the_oracle(args: dict) -> None:
             # The same float64 operations in the same order: equal after rounding to float32, with no tolerance.
             # (effects are given in another order than in the C++ loop, but to different meters)
             np.testing.assert_array_equal(obs[i], np.array(want, np.float32))
-            assert reward[i] == r and (terminated[i], truncated[i]) == (dead, capped)
-            assert info["legal"][i].tolist() == legal and info["survival_time"][i] == survival
+            assert reward[i] == r
+            assert (terminated[i], truncated[i]) == (dead, capped)
+            assert info["legal"][i].tolist() == legal
+            assert info["survival_time"][i] == survival
             paid += oracle.progress > 0
         episodes += int((terminated | truncated).sum())
     assert episodes >= 4 or args.get("depletion") == 0.3  # the walk is no test of what it never meets
@@ -68,7 +71,8 @@ def test_simulator_equals_the_oracle(args: dict) -> None:
 def test_package_table_is_the_documented_table() -> None:
     for building in BUILDINGS:
         row = TABLE[building["name"]]
-        assert building["cell"] == row["cell"] and building["ticks"] == row["ticks"]
+        assert building["cell"] == row["cell"]
+        assert building["ticks"] == row["ticks"]
         assert building["price"] == row["price"]
         assert building["hours"] == (row["hours"] or (0, 24))
         for key, effects in (("tick", row["tick"]), ("complete", row["done"])):
@@ -116,7 +120,8 @@ def test_one_idle_tick_by_hand() -> None:
     assert w["social"] == pytest.approx(0.994, abs=1e-12)
     assert w["fitness"] == pytest.approx(0.998, abs=1e-12)
     assert w["health"] == pytest.approx(0.9995, abs=1e-12)  # 0.001 * 0.5 at full fitness
-    assert w["cents"] == 2000 and w["hour"] == 1
+    assert w["cents"] == 2000
+    assert w["hour"] == 1
 
 
 def test_moving_costs_more_and_a_blocked_move_does_not() -> None:
@@ -188,16 +193,20 @@ def test_hamlet_meters_stand_still() -> None:
 def test_last_dollar_can_be_spent() -> None:
     """Prices are exact in cents: $5 buys all of a night, $4.99 four ticks of it."""
     w = World().on("Bed", cents=500, energy=0.2).do(*[INTERACT] * 5)
-    assert w["cents"] == 0 and w["progress"] == 0
+    assert w["cents"] == 0
+    assert w["progress"] == 0
     assert w["energy"] == pytest.approx(0.2 + 0.375 + 0.125 - 0.025, abs=1e-12)
     short = World().on("Bed", cents=499, energy=0.2).do(*[INTERACT] * 5)
-    assert short["cents"] == 99 and short["progress"] == 4
+    assert short["cents"] == 99
+    assert short["progress"] == 4
     assert short["energy"] == pytest.approx(0.2 + 0.3 - 0.025, abs=1e-12)
 
 
 def test_unaffordable_interaction_is_a_wait_that_is_legal() -> None:
     w = World().on("LuxuryBed", cents=219, energy=0.5).do(INTERACT)
-    assert w["cents"] == 219 and w["progress"] == 0 and w["energy"] == pytest.approx(0.495, abs=1e-12)
+    assert w["cents"] == 219
+    assert w["progress"] == 0
+    assert w["energy"] == pytest.approx(0.495, abs=1e-12)
     assert w.info["legal"][0].tolist() == [True] * 6
 
 
@@ -211,25 +220,32 @@ def test_progress_is_kept_by_waits_and_closing_and_lost_by_leaving() -> None:
     assert w["progress"] == 1
     assert w.obs[0, -1] == np.float32(1 / 3)
     w.do(INTERACT, INTERACT)
-    assert w["progress"] == 0 and w["hygiene"] == pytest.approx(0.2 + 0.4 - 5 * 0.003, abs=1e-12)
+    assert w["progress"] == 0
+    assert w["hygiene"] == pytest.approx(0.2 + 0.4 - 5 * 0.003, abs=1e-12)
 
     w = World().on("Job", hour=16).do(INTERACT, INTERACT)  # 16 and 17 h; then it is 18 h and closed
-    assert w["hour"] == 18 and w["progress"] == 2 and not w.info["legal"][0, INTERACT]
+    assert w["hour"] == 18
+    assert w["progress"] == 2
+    assert not w.info["legal"][0, INTERACT]
     w.do(INTERACT)
-    assert w["progress"] == 2 and w["cents"] == 2000 + 2 * 420
+    assert w["progress"] == 2
+    assert w["cents"] == 2000 + 2 * 420
 
     edge = World().put((7, 3)).on("Gym").do(INTERACT, RIGHT)  # at the edge: no move, no reset
     assert edge["progress"] == 1
     assert edge.do(LEFT)["progress"] == 0
-    assert edge.do(RIGHT)["progress"] == 0 and edge["x"] == 7
+    assert edge.do(RIGHT)["progress"] == 0
+    assert edge["x"] == 7
 
     broke = World().on("Bed", cents=100).do(INTERACT, INTERACT)
-    assert broke["progress"] == 1 and broke["cents"] == 0
+    assert broke["progress"] == 1
+    assert broke["cents"] == 0
 
 
 def test_completion_starts_over() -> None:
     w = World().on("HomeMeal", satiation=0.1).do(INTERACT, INTERACT, INTERACT)
-    assert w["progress"] == 1 and w["cents"] == 2000 - 450
+    assert w["progress"] == 1
+    assert w["cents"] == 2000 - 450
     # 0.1 + 2 * .16875 + .1125 + .16875 - 3 * .004
     assert w["satiation"] == pytest.approx(0.1 + 3 * 0.16875 + 0.1125 - 0.012, abs=1e-12)
 
@@ -259,12 +275,14 @@ def test_clock_wraps() -> None:
 
 def test_without_temporal_one_tick_does_it_all_at_any_hour() -> None:
     w = World(temporal=False).on("Job", hour=3).do(INTERACT)
-    assert w["cents"] == 2000 + 2250 and w["progress"] == 0
+    assert w["cents"] == 2000 + 2250
+    assert w["progress"] == 0
     assert w["energy"] == pytest.approx(1 - 0.15 - 0.005, abs=1e-12)
     w = World(temporal=False).on("Bed", cents=499, energy=0.3).do(INTERACT)  # all or nothing
     assert w["cents"] == 499
     w = World(temporal=False).on("Bed", cents=500, energy=0.3).do(INTERACT)
-    assert w["cents"] == 0 and w["energy"] == pytest.approx(0.795, abs=1e-12)
+    assert w["cents"] == 0
+    assert w["energy"] == pytest.approx(0.795, abs=1e-12)
 
 
 def test_interact_on_open_ground_is_an_illegal_wait() -> None:
@@ -277,7 +295,8 @@ def test_interact_on_open_ground_is_an_illegal_wait() -> None:
 def test_death_tick(meter: str, two_ticks_left: float) -> None:
     """No reward on the tick of death; survival time stays; the next step is the reset step."""
     w = World(reward="wellbeing").put(**{meter: two_ticks_left}).do(WAIT)
-    assert w.reward[0] > 0 and not w.terminated[0]
+    assert w.reward[0] > 0
+    assert not w.terminated[0]
     w.do(WAIT)
     assert (w.reward[0], w.terminated[0], w.truncated[0]) == (0.0, True, False)
     assert w.info["survival_time"][0] == 1
@@ -320,7 +339,8 @@ def test_random_start_ranges() -> None:
         (state["cents"] / 10000, 0.05, 0.5),
     ):
         width = high - low
-        assert low <= values.min() < low + 0.02 * width and high - 0.02 * width < values.max() <= high
+        assert low <= values.min() < low + 0.02 * width
+        assert high - 0.02 * width < values.max() <= high
         assert values.mean() == pytest.approx((low + high) / 2, abs=0.03 * width)
     others = np.delete(state["meters"], [METER["energy"], METER["satiation"]], axis=0)
     assert (others == 1.0).all()
@@ -336,7 +356,8 @@ def test_fixed_layout_puts_buildings_on_their_cells() -> None:
         cells = [y * size + x for x, y in want]
         assert (state["cells"] == np.array(cells)).all()
         agents = state["y"] * size + state["x"]
-        assert not np.isin(agents, cells).any() and len(set(agents.tolist())) > 20
+        assert not np.isin(agents, cells).any()
+        assert len(set(agents.tolist())) > 20
 
 
 def test_random_layouts_are_uniform_and_differ_by_episode() -> None:

@@ -8,7 +8,7 @@ import pytest
 from townlet.envs import TownVectorEnv
 from townlet.envs.scripted import View, bed_sitter_policy, random_policy, run_yardstick, scripted_policy, view
 
-# Arguments -> mean survival that the world was designed to: random, bed-sitter, scripted (a floor: the ceiling may rise)
+# Arguments -> mean survival by design: random, bed-sitter, scripted (a floor: the ceiling may rise)
 DESIGNED = [
     ({"depletion": 1.0, "start_money": 0.5}, 124, 282, 500),
     ({"depletion": 1.0, "start_money": 0.2}, 119, 247, 500),
@@ -114,5 +114,5 @@ def test_scripted_policy_heads_for_what_is_missing() -> None:
 
 @pytest.mark.parametrize("episodes", [0, -1, 2.0, True])
 def test_bad_episodes(episodes: object) -> None:
-    with pytest.raises(ValueError, match="^episodes: expected a positive integer, got"):
+    with pytest.raises(ValueError, match=r"^episodes: expected a positive integer, got"):
         run_yardstick(random_policy, episodes)  # type: ignore[arg-type]

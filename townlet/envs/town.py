@@ -194,7 +194,11 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     same arrays.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {  # noqa: RUF012  as in the base class
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 8,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, copy: bool = True, **town_args: Any):
         self.num_envs = _integer("num_envs", num_envs, 1, 10_000_000)
@@ -344,7 +348,7 @@ class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
     `info["survival_time"]` an int. After an episode's end `reset` must be called.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **town_args: Any):
         self._envs = TownVectorEnv(1, render_mode=render_mode, **town_args)
