@@ -63,6 +63,10 @@ class Learner:
             raise ValueError(
                 f"spec.gamma is {spec.gamma}; expected the population's gamma, {population.gamma.tolist()}"
             )
+        if spec.compute_dtype != population.compute_dtype:
+            raise ValueError(
+                f"spec.compute_dtype is {spec.compute_dtype}; expected the population's, {population.compute_dtype}"
+            )
         self.population = population
         self.replay = replay
         self.spec = spec

@@ -50,6 +50,7 @@ class VectorizedPopulation:
         lr: Adam's step size, a number or one per member.
         adam_betas, adam_eps: Adam's decay rates and denominator offset (Kingma & Ba 2015).
         clip_norm: largest global gradient norm per member, a number or one per member; None: no clipping.
+        compute_dtype: that of the learner's TDSpec, for which the target is packed.
         memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
 
     Attributes:
@@ -73,6 +74,7 @@ class VectorizedPopulation:
         adam_eps: float = 1e-5,
         clip_norm: float | Sequence[float] | Tensor | None = 10.0,
         memory: bool = True,
+        compute_dtype: torch.dtype = torch.float32,
     ):
         check_seeds(seeds)
         if num_envs < 1:
@@ -82,6 +84,7 @@ class VectorizedPopulation:
         self.members = len(self.seeds)
         self.num_envs = num_envs
         self.memory = memory
+        self.compute_dtype = compute_dtype
         self.gamma = per_member("gamma", gamma, self.members)
         self.lr = per_member("lr", lr, self.members)
         self.clip_norm = None if clip_norm is None else per_member("clip_norm", clip_norm, self.members)
@@ -264,7 +267,7 @@ class VectorizedPopulation:
             self.target_flat.lerp_(self.online_flat, tau)
         else:
             raise ValueError(f"mode is {mode!r}; expected 'hard' or 'soft'")
-        self.packed_target = ops.pack(self.recurrent(self.target_network))
+        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -315,7 +318,7 @@ class VectorizedPopulation:
         self.adam_steps, self.act_count = int(state["adam_steps"]), int(state["act_count"])
         self.seeds = [int(s) for s in state["seeds"]]
         self._keys = np.asarray(self.seeds, dtype=np.uint64)
-        self.packed_target = ops.pack(self.recurrent(self.target_network))
+        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype)
 
 
 def require_finite(what: str, value: Tensor) -> None:
