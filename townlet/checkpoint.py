@@ -1,11 +1,12 @@
 """Checkpoint files: complete, atomic, checked before anything in them is believed.
 
-Layout of a file: 24 bytes of header (magic, format version), the payload (``torch.save`` of plain values), 48 bytes of footer
-(payload length, SHA-256 of the payload, end magic). Reading verifies header, length and checksum first and then unpickles
-with ``weights_only=True``, so that a foreign, cut or damaged file gives an error that says which, and no file runs code.
+Layout of a file: 24 bytes of header (magic, format version), the payload (``torch.save`` of plain values), 48 bytes of
+footer (payload length, SHA-256 of the payload, end magic). Reading verifies header, length and checksum first and then
+unpickles with ``weights_only=True``, so that a foreign, cut or damaged file gives an error that says which, and no file
+runs code.
 
-Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed: a reader sees the old
-checkpoint or the new one, never half of one. Older checkpoints go only after the new one is in place.
+Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed: a reader sees the
+old checkpoint or the new one, never half of one. Older checkpoints go only after the new one is in place.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Section(io.RawIOBase):
 
 
 def write_file(path: str | Path, tree: dict[str, Any]) -> None:
-    """Write ``tree`` (nested dicts, lists, tuples of tensors, numpy arrays, numbers, strings, bytes) to ``path`` atomically.
+    """Write ``tree`` to ``path`` atomically: nested dicts, lists, tuples of tensors, arrays, numbers, strings, bytes.
 
     Raises:
         CheckpointError: the disk is full or the file cannot be written; what was at ``path`` before is untouched.
@@ -99,7 +100,9 @@ def write_file(path: str | Path, tree: dict[str, Any]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: not written ({error.strerror or error}); earlier checkpoints are untouched") from error
+        raise CheckpointError(
+            f"{path}: not written ({error.strerror or error}); earlier checkpoints are untouched"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -108,7 +111,7 @@ def write_file(path: str | Path, tree: dict[str, Any]) -> None:
 def _write_stream(file: BinaryIO, tree: dict[str, Any]) -> None:
     file.write(_HEADER.pack(_MAGIC, FORMAT_VERSION))
     sink = _HashingFile(file)
-    torch.save(_plain(tree), sink)
+    torch.save(_plain(tree), sink)  # type: ignore[arg-type]  # needs write() only
     if sink.error is not None:
         raise sink.error
     file.write(_FOOTER.pack(sink.size, sink.digest.digest(), _END))
@@ -190,14 +193,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (bytes, bytearray)):
-        return {"__bytes__": torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)}
+        return {"__bytes__": torch.tensor(list(value), dtype=torch.uint8)}
     if isinstance(value, dict):
         return {_key(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(v) for v in value) if type(value) in (list, tuple) else tuple(_plain(v) for v in value)
+        return (
+            type(value)(_plain(v) for v in value) if type(value) in (list, tuple) else tuple(_plain(v) for v in value)
+        )
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise CheckpointError(f"a checkpoint cannot hold {type(value).__name__}; expected tensors, arrays, numbers, strings, bytes")
+    raise CheckpointError(
+        f"a checkpoint cannot hold {type(value).__name__}; expected tensors, arrays, numbers, strings, bytes"
+    )
 
 
 def _key(key: Any) -> Any:

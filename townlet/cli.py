@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .config import Config, add_arguments, from_arguments
 
 _EPILOG = """\
-A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace both.
+A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
+both.
 """
 
 
@@ -28,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train agents and write a run folder", epilog=_EPILOG)
     train.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win over it")
-    train.add_argument("--resume", metavar="RUN", help="continue the run in this folder (or from one of its checkpoints)")
+    train.add_argument(
+        "--resume", metavar="RUN", help="continue the run in this folder (or from one of its checkpoints)"
+    )
     add_arguments(train)
     train.set_defaults(run=_train)
 
@@ -45,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     watch.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the episode (default: 0)")
     watch.add_argument("--member", type=_natural, default=0, metavar="P", help="which member plays (default: 0)")
     watch.add_argument("--no-memory", action="store_true", help="zero the state before every step")
-    watch.add_argument("--max-steps", type=_positive, default=500, metavar="N", help="stop after N steps (default: 500)")
+    watch.add_argument(
+        "--max-steps", type=_positive, default=500, metavar="N", help="stop after N steps (default: 500)"
+    )
     watch.add_argument("--fps", type=float, default=8.0, metavar="X", help="pictures per second (default: 8)")
     watch.set_defaults(run=_watch)
 
@@ -58,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        with _sigterm_ends_politely():
+            return int(arguments.run(arguments))
     except (ValueError, OSError, MemoryError) as error:
         if arguments.debug:
             raise
@@ -70,6 +79,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _sigterm_ends_politely() -> Iterator[None]:
+    """Inside, SIGTERM unwinds like an exception (exit code 143); ``Trainer.train`` has its own, saving answer."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _positive(text: str) -> int:
@@ -98,7 +124,9 @@ def _train(arguments: Any) -> int:
         trainer = Trainer.resume(arguments.resume, flags, say=_say)
         _say(f"resuming at step {trainer.env_steps:,} of {trainer.config.total_steps:,}")
     else:
-        config = Config.from_yaml(arguments.config, flags) if arguments.config else Config.from_dict(flags, source="flags")
+        config = (
+            Config.from_yaml(arguments.config, flags) if arguments.config else Config.from_dict(flags, source="flags")
+        )
         trainer = Trainer(config, record=True, say=_say)
     config, folder = trainer.config, trainer.folder
     assert folder is not None
@@ -110,7 +138,9 @@ def _train(arguments: Any) -> int:
     finally:
         progress.close()
     if trainer.stopped_by is not None:
-        _say(f"{trainer.stopped_by.name}: saved at step {trainer.env_steps:,}; go on with: townlet train --resume {folder}")
+        _say(
+            f"{trainer.stopped_by.name}: saved at step {trainer.env_steps:,}; to go on: townlet train --resume {folder}"
+        )
     report = finish(trainer)
     if report is not None:
         print(report.text(), flush=True)
@@ -126,7 +156,8 @@ def _eval(arguments: Any) -> int:
     if arguments.picture and not agent.config.is_town:
         raise ValueError(f"--picture: expected a run in the Town, this one is in {agent.config.env}")
     report = compare(agent, arguments.episodes, seed)
-    print(f"{agent.config.env} after {agent.env_steps:,} steps per member: {report.score_name}, {arguments.episodes} episodes")
+    done = f"{agent.config.env} after {agent.env_steps:,} steps per member"
+    print(f"{done}: {report.score_name}, {arguments.episodes} episodes")
     print(report.text())
     if arguments.picture:
         from . import plots

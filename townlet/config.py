@@ -1,8 +1,8 @@
 """Every setting of a training run: one flat, frozen dataclass.
 
-Each field carries its meaning and unit beside its default; ``townlet train --help`` prints exactly these lines. Values come
-from three places, later ones winning: the defaults below, a YAML file (``Config.from_yaml``), command line flags
-(``Config.with_overrides``). Everything is checked once, here, when the object is made.
+Each field carries its meaning and unit beside its default; ``townlet train --help`` prints exactly these lines. Values
+come from three places, later ones winning: the defaults below, a YAML file, command line flags. Everything is checked
+once, here, when the object is made.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
 
 
-def _setting(default: Any, kind: str, group: str, meaning: str) -> Any:
-    metadata = {"kind": kind, "group": group, "meaning": meaning}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+# Headings of --help and config.yaml, each above the setting that follows.
+_GROUPS = {
+    "env": "world",
+    "members": "population",
+    "total_steps": "length",
+    "network": "network",
+    "capacity": "replay",
+    "gamma": "learning",
+    "epsilon_start": "exploration",
+    "eval_every": "records",
+}
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -39,68 +49,89 @@ class Config:
     """The settings of one run. Steps are environment steps **per member** unless said otherwise.
 
     Raises:
-        ValueError: a value has the wrong type or lies outside its range; the message names field, value and expectation.
+        ValueError: a value has the wrong type or lies outside its range; field, value and expectation are named.
     """
 
-    # fmt: off
-    env: str = _setting(TOWN_ID, "str", "world", "Gymnasium id of the world")
-    env_args: dict[str, Any] = _setting({}, "args", "world", "arguments of the world as key=value; laid over the world's training defaults")
-    eval_env_args: dict[str, Any] = _setting({}, "args", "world", "arguments that differ in evaluation, as key=value; for the Town survival reward and full meters unless given")
-    seed: int = _setting(0, "int", "world", "seed of member 0; member p uses seed + p")
+    env: str = _setting(TOWN_ID, "Gymnasium id of the world")
+    env_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"meaning": "arguments of the world as key=value; laid over the world's training defaults"},
+    )
+    eval_env_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "meaning": "arguments that differ in evaluation, as key=value; for the Town survival reward and full "
+            "meters unless given"
+        },
+    )
+    seed: int = _setting(0, "seed of member 0; member p uses seed + p")
 
-    members: int = _setting(1, "int", "population", "P, independent agents trained side by side")
-    num_envs: int = _setting(64, "int", "population", "E, environments per member")
-    threads: int = _setting(0, "int", "population", "CPU threads for torch; 0 leaves torch's own choice")
+    members: int = _setting(1, "P, independent agents trained side by side")
+    num_envs: int = _setting(64, "E, environments per member")
+    threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice")
 
-    total_steps: int = _setting(1_000_000, "int", "length", "environment steps per member")
-    learning_starts: int = _setting(10_000, "int", "length", "environment steps per member before the first update; at least num_envs * (seq_len + 1)")
-    replay_ratio: float = _setting(4.0, "float", "length", "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step")
+    total_steps: int = _setting(1_000_000, "environment steps per member")
+    learning_starts: int = _setting(
+        10_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
+    )
+    replay_ratio: float = _setting(
+        4.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
+    )
 
-    network: str = _setting("mlp", "str", "network", "mlp (any world) or spatial (the Town's window through convolutions)")
-    cell: str = _setting("lstm", "str", "network", "recurrent cell; only lstm is supported")
-    layers: int = _setting(1, "int", "network", "recurrent layers; only 1 is supported")
-    encoder: tuple[int, ...] = _setting((128,), "ints", "network", "units of the encoder's ReLU layers (mlp), comma separated")
-    hidden_size: int = _setting(128, "int", "network", "H, LSTM units (mlp; the spatial network has its own size)")
-    head_size: int | None = _setting(128, "opt_int", "network", "F, units of the head's ReLU layer; none for a linear head")
-    dueling: bool = _setting(True, "bool", "network", "separate value and advantage streams")
-    memory: bool = _setting(True, "bool", "network", "false trains the memoryless control: state zeroed at every step, in acting and in training")
+    network: str = _setting("mlp", "mlp (any world) or spatial (the Town's window through convolutions)")
+    cell: str = _setting("lstm", "recurrent cell; only lstm is supported")
+    layers: int = _setting(1, "recurrent layers; only 1 is supported")
+    encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers (mlp), comma separated")
+    hidden_size: int = _setting(128, "H, LSTM units (mlp; the spatial network has its own size)")
+    head_size: int | None = _setting(128, "F, units of the head's ReLU layer; none for a linear head")
+    dueling: bool = _setting(True, "separate value and advantage streams")
+    memory: bool = _setting(
+        True, "false trains the memoryless control: state zeroed at every step, in acting and in training"
+    )
 
-    capacity: int = _setting(200_000, "int", "replay", "transitions kept per member")
-    seq_len: int = _setting(40, "int", "replay", "S, transitions in a replayed sequence")
-    burn_in: int = _setting(10, "int", "replay", "L, first transitions of a sequence that only warm the state up; below seq_len")
-    stride: int | None = _setting(None, "opt_int", "replay", "steps between the starts of stored sequences; none for half of seq_len")
-    batch_size: int = _setting(32, "int", "replay", "B, sequences per member in one update")
-    prioritised: bool = _setting(False, "bool", "replay", "draw sequences by priority instead of uniformly")
-    alpha: float = _setting(0.6, "float", "replay", "exponent of the priority, 0 (uniform) to 1")
-    beta: float = _setting(0.4, "float", "replay", "exponent of the importance-sampling weight, 0 to 1")
-    eta: float = _setting(0.9, "float", "replay", "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
+    capacity: int = _setting(200_000, "transitions kept per member")
+    seq_len: int = _setting(40, "S, transitions in a replayed sequence")
+    burn_in: int = _setting(10, "L, first transitions of a sequence that only warm the state up; below seq_len")
+    stride: int | None = _setting(None, "steps between the starts of stored sequences; none for half of seq_len")
+    batch_size: int = _setting(32, "B, sequences per member in one update")
+    prioritised: bool = _setting(False, "draw sequences by priority instead of uniformly")
+    alpha: float = _setting(0.6, "exponent of the priority, 0 (uniform) to 1")
+    beta: float = _setting(0.4, "exponent of the importance-sampling weight, 0 to 1")
+    eta: float = _setting(0.9, "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
 
-    gamma: float | tuple[float, ...] = _setting(0.99, "floats", "learning", "discount per step; one value, or one per member, comma separated")
-    n_step: int = _setting(5, "int", "learning", "steps of reward before bootstrapping")
-    double_q: bool = _setting(True, "bool", "learning", "choose the successor's action with the online network")
-    rescale_eps: float = _setting(1e-3, "float", "learning", "epsilon of the value rescaling h(x); 0 switches rescaling off")
-    loss: str = _setting("huber", "str", "learning", "huber or mse")
-    huber_delta: float = _setting(1.0, "float", "learning", "TD error at which huber turns linear")
-    lr: float | tuple[float, ...] = _setting(1e-3, "floats", "learning", "Adam learning rate; one value, or one per member, comma separated")
-    adam_eps: float = _setting(1e-5, "float", "learning", "Adam epsilon")
-    clip_norm: float = _setting(10.0, "float", "learning", "largest gradient norm of a member")
-    sync_every: int = _setting(200, "int", "learning", "updates between hard copies to the target network; unused when tau is given")
-    tau: float | None = _setting(None, "opt_float", "learning", "step of the soft target update made after each update; none for hard copies")
+    gamma: float | tuple[float, ...] = _setting(
+        0.99, "discount per step; one value, or one per member, comma separated"
+    )
+    n_step: int = _setting(5, "steps of reward before bootstrapping")
+    double_q: bool = _setting(True, "choose the successor's action with the online network")
+    rescale_eps: float = _setting(1e-3, "epsilon of the value rescaling h(x); 0 switches rescaling off")
+    loss: str = _setting("huber", "huber or mse")
+    huber_delta: float = _setting(1.0, "TD error at which huber turns linear")
+    lr: float | tuple[float, ...] = _setting(1e-3, "Adam learning rate; one value, or one per member, comma separated")
+    adam_eps: float = _setting(1e-5, "Adam epsilon")
+    clip_norm: float = _setting(10.0, "largest gradient norm of a member")
+    sync_every: int = _setting(200, "updates between hard copies to the target network; unused when tau is given")
+    tau: float | None = _setting(None, "step of the soft target update made after each update; none for hard copies")
 
-    epsilon_start: float = _setting(1.0, "float", "exploration", "share of random actions at step 0")
-    epsilon_end: float | tuple[float, ...] = _setting(0.05, "floats", "exploration", "share of random actions after the decay; one value, or one per member")
-    epsilon_decay_steps: int = _setting(200_000, "int", "exploration", "environment steps per member over which epsilon falls linearly")
-    epsilon_ladder: float = _setting(0.0, "float", "exploration", "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same")
+    epsilon_start: float = _setting(1.0, "share of random actions at step 0")
+    epsilon_end: float | tuple[float, ...] = _setting(
+        0.05, "share of random actions after the decay; one value, or one per member"
+    )
+    epsilon_decay_steps: int = _setting(200_000, "environment steps per member over which epsilon falls linearly")
+    epsilon_ladder: float = _setting(
+        0.0, "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same"
+    )
 
-    eval_every: int = _setting(100_000, "int", "records", "environment steps per member between evaluations; 0 for none before the end")
-    eval_episodes: int = _setting(64, "int", "records", "greedy episodes per member in each of those evaluations")
-    final_eval_episodes: int = _setting(256, "int", "records", "greedy episodes per member in the evaluation at the end; 0 for none")
-    eval_max_steps: int = _setting(10_000, "int", "records", "steps after which an evaluation episode that does not end is cut")
-    log_every: int = _setting(20_000, "int", "records", "environment steps per member between rows of metrics.csv")
-    checkpoint_every: int = _setting(250_000, "int", "records", "environment steps per member between checkpoints; 0 for one at the end only")
-    keep_checkpoints: int = _setting(2, "int", "records", "complete checkpoints kept")
-    run_dir: str | None = _setting(None, "opt_str", "records", "folder of the run; none for runs/<world>-<time>")
-    # fmt: on
+    eval_every: int = _setting(100_000, "environment steps per member between evaluations; 0 for none before the end")
+    eval_episodes: int = _setting(64, "greedy episodes per member in each of those evaluations")
+    final_eval_episodes: int = _setting(256, "greedy episodes per member in the evaluation at the end; 0 for none")
+    eval_max_steps: int = _setting(10_000, "steps after which an evaluation episode that does not end is cut")
+    log_every: int = _setting(20_000, "environment steps per member between rows of metrics.csv")
+    checkpoint_every: int = _setting(
+        250_000, "environment steps per member between checkpoints; 0 for one at the end only"
+    )
+    keep_checkpoints: int = _setting(2, "complete checkpoints kept")
+    run_dir: str | None = _setting(None, "folder of the run; none for runs/<world>-<time>")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -120,22 +151,17 @@ class Config:
         """Defaults, then the YAML mapping in ``path``, then ``overrides``; only the result has to be consistent."""
         return cls.from_dict({**read_yaml(path), **(overrides or {})}, source=str(path))
 
-    def with_overrides(self, values: Mapping[str, Any]) -> Config:
-        """This configuration with some settings replaced."""
-        return Config.from_dict({**asdict(self), **values})
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists instead of tuples), as YAML and checkpoints hold them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def to_yaml(self, path: str | Path) -> None:
         """Write all settings, each under its group's heading and below its meaning."""
-        lines, group = [], ""
+        lines = []
         values = self.to_dict()
         for f in fields(self):
-            if f.metadata["group"] != group:
-                group = f.metadata["group"]
-                lines += ["", f"# ---- {group}"]
+            if f.name in _GROUPS:
+                lines += ["", f"# ---- {_GROUPS[f.name]}"]
             value = yaml.safe_dump(values[f.name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines += [f"# {f.metadata['meaning']}", f"{f.name}: {value}"]
         Path(path).write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
@@ -210,21 +236,27 @@ def _args(v: Any) -> dict[str, Any]:
     return dict(v)
 
 
-_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (_int, "an integer"),
-    "float": (_float, "a finite number"),
-    "str": (_str, "a non-empty string"),
-    "bool": (_bool, "true or false"),
-    "ints": (_ints, "a list of integers"),
-    "floats": (_floats, "a finite number, or a list of one per member"),
-    "args": (_args, "key=value pairs"),
+# By annotation: what converts a value, what the error says was expected, how --help shows it.
+_KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "int": (_int, "an integer", "N"),
+    "float": (_float, "a finite number", "X"),
+    "str": (_str, "a non-empty string", "NAME"),
+    "bool": (_bool, "true or false", ""),
+    "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
+    "float | tuple[float, ...]": (_floats, "a finite number, or a list of one per member", "X"),
+    "dict[str, Any]": (_args, "key=value pairs", "K=V"),
 }
 
 
+def _kind(f: Field[Any]) -> tuple[str, bool]:
+    """(annotation without None, whether None is allowed)."""
+    annotation = str(f.type)
+    return annotation.removesuffix(" | None"), annotation.endswith(" | None")
+
+
 def _checked(f: Field[Any], value: Any) -> Any:
-    kind = f.metadata["kind"]
-    optional, base = kind.startswith("opt_"), kind.removeprefix("opt_")
-    convert, wanted = _KINDS[base]
+    kind, optional = _kind(f)
+    convert, wanted, _ = _KINDS[kind]
     if value is None and optional:
         return None
     try:
@@ -235,16 +267,36 @@ def _checked(f: Field[Any], value: Any) -> Any:
 
 # ---- ranges ---------------------------------------------------------------------------------------------------------
 
-_AT_LEAST_1 = (
-    "members num_envs total_steps hidden_size seq_len batch_size n_step sync_every eval_episodes eval_max_steps log_every "
-    "keep_checkpoints capacity"
-).split()
-_AT_LEAST_0 = (
-    "seed threads learning_starts burn_in rescale_eps epsilon_decay_steps epsilon_ladder eval_every checkpoint_every "
-    "final_eval_episodes replay_ratio"
-).split()
-_UNIT_INTERVAL = "alpha beta eta gamma epsilon_start epsilon_end".split()
-_POSITIVE = "huber_delta lr adam_eps clip_norm".split()
+_AT_LEAST_1 = [
+    "members",
+    "num_envs",
+    "total_steps",
+    "hidden_size",
+    "seq_len",
+    "batch_size",
+    "n_step",
+    "sync_every",
+    "eval_episodes",
+    "eval_max_steps",
+    "log_every",
+    "keep_checkpoints",
+    "capacity",
+]
+_AT_LEAST_0 = [
+    "seed",
+    "threads",
+    "learning_starts",
+    "burn_in",
+    "rescale_eps",
+    "epsilon_decay_steps",
+    "epsilon_ladder",
+    "eval_every",
+    "checkpoint_every",
+    "final_eval_episodes",
+    "replay_ratio",
+]
+_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end"]
+_POSITIVE = ["huber_delta", "lr", "adam_eps", "clip_norm"]
 
 
 def _validate(c: Config) -> None:
@@ -266,7 +318,9 @@ def _validate(c: Config) -> None:
         require(all(v > 0 for v in every(name)), name, "above 0")
     for name in ("gamma", "lr", "epsilon_end"):
         value = getattr(c, name)
-        require(not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)")
+        require(
+            not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)"
+        )
     require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
     require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
     require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")
@@ -278,8 +332,9 @@ def _validate(c: Config) -> None:
     require(c.burn_in < c.seq_len, "burn_in", f"below seq_len={c.seq_len}")
     require(c.stride is None or 1 <= c.stride <= c.seq_len, "stride", f"1 to seq_len={c.seq_len}, or none")
     window = c.num_envs * (c.seq_len + 1)
-    require(c.capacity >= window, "capacity", f"at least num_envs * (seq_len + 1) = {window}, one window per environment")
-    require(c.learning_starts >= window, "learning_starts", f"at least num_envs * (seq_len + 1) = {window}, one window per environment")
+    at_least = f"at least num_envs * (seq_len + 1) = {window}, one window per environment"
+    require(c.capacity >= window, "capacity", at_least)
+    require(c.learning_starts >= window, "learning_starts", at_least)
 
 
 def reject_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -305,7 +360,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds {type(values).__name__}, expected 'setting: value' lines")
     reject_unknown(values, str(path))
-    numeric = {f.name for f in fields(Config) if not f.metadata["kind"].endswith(("str", "args"))}
+    numeric = {f.name for f in fields(Config) if _kind(f)[0] not in ("str", "dict[str, Any]")}
     # YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number.
     return {k: _scalar(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}
 
@@ -325,13 +380,13 @@ def _scalar(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def _parse_flag(kind: str) -> Callable[[str], Any]:
-    base = kind.removeprefix("opt_")
+def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:
+    kind, optional = _kind(f)
 
     def parse(text: str) -> Any:
-        if base == "str":
-            return None if kind.startswith("opt_") and text.lower() == "none" else text
-        if base in ("ints", "floats") and "," in text:
+        if kind == "str":
+            return None if optional and text.lower() == "none" else text
+        if "tuple" in kind and "," in text:
             return [_scalar(part) for part in text.split(",") if part]
         return _scalar(text)
 
@@ -351,23 +406,23 @@ class _KeyValues(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
-    groups: dict[str, Any] = {}
+    group: Any = parser
     for f in fields(Config):
-        meta = f.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        text = f"{meta['meaning']} (default: {'none' if shown is None else shown})".replace("%", "%%")
-        flag = "--" + f.name.replace("_", "-")
-        if meta["kind"] == "bool":
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        elif meta["kind"] == "args":
-            text = text.rsplit(" (default", 1)[0]
-            group.add_argument(flag, nargs="+", action=_KeyValues, metavar="K=V", default=argparse.SUPPRESS, help=text)
+        if f.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[f.name])
+        kind, _ = _kind(f)
+        flag, meaning = "--" + f.name.replace("_", "-"), f.metadata["meaning"].replace("%", "%%")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": _KINDS[kind][2]}
+        if kind == "dict[str, Any]":
+            group.add_argument(flag, nargs="+", action=_KeyValues, help=meaning, **options)
+            continue
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        options["help"] = f"{meaning} (default: {'none' if shown is None else shown})"
+        if kind == "bool":
+            del options["metavar"]
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
-            metavar = {"str": "NAME", "int": "N", "float": "X", "ints": "N,N", "floats": "X"}[meta["kind"].removeprefix("opt_")]
-            group.add_argument(flag, type=_parse_flag(meta["kind"]), metavar=metavar, default=argparse.SUPPRESS, help=text)
+            group.add_argument(flag, type=_parse_flag(f), **options)
 
 
 def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:

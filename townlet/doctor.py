@@ -23,13 +23,13 @@ P, B, S, D, H, F, A = 2, 9, 11, 17, 33, 19, 6  # odd on purpose: every remainder
 def examine(out: Callable[[str], None]) -> int:
     """Print the report through ``out``; returns 0 when everything agrees, else 1."""
     for name, value in describe().items():
-        out(f"{name:<22}{value}")
+        out(f"{name:<26}{value}")
     out("")
     out("operator, float32 kernel against float64 twin: largest error relative to the largest value")
     worst, sick = 0.0, []
     for name, error in checks():
         good = error <= TOLERANCE  # False for NaN
-        out(f"  {name:<44}{error:.1e}  {'ok' if good else f'WRONG (allowed {TOLERANCE:.0e})'}")
+        out(f"  {name:<52}{error:.1e}  {'ok' if good else f'WRONG (allowed {TOLERANCE:.0e})'}")
         worst = max(worst, error)
         if not good:
             sick.append(name)
@@ -70,7 +70,9 @@ def _shown(value: Any) -> str:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
+            return next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown CPU"
+            )
     except OSError:
         return platform.processor() or "unknown CPU"
 
@@ -78,7 +80,11 @@ def _cpu_name() -> str:
 def _gpu() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
-    return f"none usable (torch built for CUDA {torch.version.cuda})" if torch.version.cuda else "none (CPU build of torch)"
+    return (
+        f"none usable (torch built for CUDA {torch.version.cuda})"
+        if torch.version.cuda
+        else "none (CPU build of torch)"
+    )
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
@@ -89,7 +95,11 @@ def checks() -> Iterator[tuple[str, float]]:
     generator = torch.Generator().manual_seed(1)
     for label, spec, variant in (
         ("td_unroll", {"n_step": 3, "burn_in": 2, "rescale_eps": 1e-3}, {}),
-        ("td_unroll, mse, no target, linear head", {"loss": "mse", "double_q": False}, {"target": False, "head": False}),
+        (
+            "td_unroll, mse, no target, linear head",
+            {"loss": "mse", "double_q": False},
+            {"target": False, "head": False},
+        ),
         ("td_unroll, one network head, n > S", {"n_step": 50, "huber_delta": 0.1}, {"dueling": False}),
     ):
         yield from _td_checks(label, spec, generator, **variant)
@@ -100,8 +110,8 @@ def _random(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator) * 2 - 1
 
 
-def _leaf(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype, copy=True).requires_grad_()
+def _leaf(value: Tensor | None, dtype: torch.dtype) -> Any:
+    return None if value is None else value.to(dtype, copy=True).requires_grad_()
 
 
 def _params(generator: torch.Generator, head: bool, dueling: bool) -> RecurrentQParams:
@@ -118,7 +128,13 @@ def _params(generator: torch.Generator, head: bool, dueling: bool) -> RecurrentQ
 
 
 def _td_checks(
-    label: str, settings: dict[str, Any], g: torch.Generator, *, target: bool = True, head: bool = True, dueling: bool = True
+    label: str,
+    settings: dict[str, Any],
+    g: torch.Generator,
+    *,
+    target: bool = True,
+    head: bool = True,
+    dueling: bool = True,
 ) -> Iterator[tuple[str, float]]:
     online, frozen = _params(g, head, dueling), _params(g, head, dueling) if target else None
     reset = torch.rand(P, B, S + 1, generator=g) < 0.1
@@ -131,11 +147,14 @@ def _td_checks(
     )  # fmt: skip
     gamma = torch.tensor([0.9, 0.99])
     values: list[list[Tensor]] = []
-    for dtype, op, backend in ((torch.float32, ops.td_unroll, "kernel"), (torch.float64, reference.td_unroll, "reference")):
-        weights = RecurrentQParams(*(None if v is None else _leaf(v, dtype) for v in online))
-        other = None if frozen is None else RecurrentQParams(*(None if v is None else v.to(dtype) for v in frozen))
-        casted = SequenceBatch(*(v.to(dtype) if v is not None and v.is_floating_point() else v for v in batch))
-        casted = casted._replace(features_online=_leaf(batch.features_online, dtype))
+    for dtype, op, backend in (
+        (torch.float32, ops.td_unroll, "kernel"),
+        (torch.float64, reference.td_unroll, "reference"),
+    ):
+        weights = RecurrentQParams(*(_leaf(v, dtype) for v in online))
+        other = None if frozen is None else RecurrentQParams(*(_leaf(v, dtype) for v in frozen))
+        floats = {k: v.to(dtype) for k, v in batch._asdict().items() if v is not None and v.is_floating_point()}
+        casted = batch._replace(**floats)._replace(features_online=_leaf(batch.features_online, dtype))
         out = op(weights, other, casted, TDSpec(gamma=gamma.to(dtype), backend=backend, **settings))  # type: ignore[arg-type]
         out.loss.sum().backward()
         gradients = [v.grad for v in (*weights, casted.features_online) if v is not None]
@@ -152,12 +171,12 @@ def _lstm_checks(g: torch.Generator) -> Iterator[tuple[str, float]]:
     steps: list[list[Tensor]] = []
     for dtype, module in ((torch.float32, ops), (torch.float64, reference)):
         casted = [_leaf(v, dtype) for v in inputs]
-        y, h, c = module.lstm_unroll(*casted, reset)  # type: ignore[attr-defined]
+        y, h, c = module.lstm_unroll(*casted, reset)
         (y.sum() + (h * c).sum()).backward()
-        values.append([y, h, c, *(v.grad for v in casted)])  # type: ignore[list-item]
+        values.append([y, h, c, *(v.grad for v in casted)])
         with torch.no_grad():
             x, h0, c0, *weights = casted
-            steps.append(list(module.lstm_step(x[:, :, 0], h0, c0, *weights, reset[:, :, 0])))  # type: ignore[attr-defined]
+            steps.append(list(module.lstm_step(x[:, :, 0], h0, c0, *weights, reset[:, :, 0])))
     yield "lstm_unroll: values", _worst(values[0][:3], values[1][:3])
     yield "lstm_unroll: gradients", _worst(values[0][3:], values[1][3:])
     yield "lstm_step: values", _worst(steps[0], steps[1])

@@ -1,7 +1,7 @@
-"""Greedy evaluation in worlds of its own, with a state of its own: nothing of the training run is read or moved but its weights.
+"""Greedy evaluation in worlds of its own, with a state of its own: of the training run it reads the weights, no more.
 
-Every environment plays exactly one episode, its first, so long and short episodes count alike. All members play the same
-episodes (the same seeds), and so do the yardstick policies, which makes their results comparable pair by pair.
+Every environment plays exactly one episode, its first, so long and short episodes count alike. All members play the
+same episodes (the same seeds), and so do the yardstick policies, which makes their results comparable pair by pair.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def evaluation_seeds(seed: int, episodes: int, stream: str = "validation") -> li
 def training_seeds(member_seed: int, num_envs: int, restart: int = 0) -> list[int]:
     """Seeds of a member's training environments; ``restart`` > 0 gives the fresh episodes of a resumed run."""
     tails = [[e] if restart == 0 else [e, restart] for e in range(num_envs)]
-    return [int(np.random.SeedSequence([member_seed, *t]).generate_state(1, np.uint64)[0] >> np.uint64(1)) for t in tails]
+    return [
+        int(np.random.SeedSequence([member_seed, *t]).generate_state(1, np.uint64)[0] >> np.uint64(1)) for t in tails
+    ]
 
 
 @torch.no_grad()
@@ -156,7 +158,7 @@ def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: i
         alive &= ~(step.terminated | step.truncated)
         if not alive.any():
             break
-        # After its end an environment plays on unobserved; only its state's first step of the one counted episode resets.
+        # an environment whose episode is over plays on, uncounted
         obs, legal, reset = step.obs, step.legal, np.zeros(n, dtype=bool)
     return Evaluation(returns[None], lengths[None], None if survival is None else survival[None], alive[None].copy())
 

@@ -29,7 +29,7 @@ _COLOURS = {
 
 
 def survival(report: Report, path: str | Path) -> None:
-    """survival.png: left, mean survival of each policy with its 95% interval; right, the share still alive at each tick."""
+    """survival.png: left, mean survival of each policy with its 95% interval; right, the share alive at each tick."""
     rows = [r for r in report.rows if not r.name.startswith(" ")]
     cap = report.cap or max(float(r.scores.max()) for r in rows)
     figure, (means, curves) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.15, 1), layout="constrained")
@@ -53,7 +53,7 @@ def survival(report: Report, path: str | Path) -> None:
     over = f"trained: over {members} members; others: over episodes" if members > 1 else "over episodes"
     means.set_title(f"Mean over {episodes} unseen towns, 95% interval\n({over})", fontsize=10)
     means.axvline(cap, color="black", linestyle=":", linewidth=1)
-    means.text(cap, len(rows) - 0.42, "cap", ha="center", va="top", fontsize=8)
+    means.text(cap, -0.5, "cap ", ha="right", va="bottom", fontsize=8)
     curves.set_xlim(0, cap)
     curves.set_ylim(0, 102)
     curves.set_xlabel("tick")
@@ -85,7 +85,9 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
         _line(score, mine, f"eval_{name}", "#0072B2", 2.0, "greedy evaluation" if first else None, marker="o")
         _line(loss, mine, "loss", "#D55E00", 1.2, "loss" if first else None)
     score.set_ylabel("survival (ticks)" if has_survival else "return")
-    score.set_title("Learning curve" + (f", one line per member ({len(members)})" if len(members) > 1 else ""), fontsize=10)
+    score.set_title(
+        "Learning curve" + (f", one line per member ({len(members)})" if len(members) > 1 else ""), fontsize=10
+    )
     if score.lines:
         score.legend(fontsize=8)
     epsilon = loss.twinx()
@@ -103,7 +105,9 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
     _save(figure, path)
 
 
-def _line(axes: Any, rows: list[dict[str, float]], column: str, colour: str, width: float, label: str | None, **style: Any) -> None:
+def _line(
+    axes: Any, rows: list[dict[str, float]], column: str, colour: str, width: float, label: str | None, **style: Any
+) -> None:
     points = [(r["step"], r[column]) for r in rows if np.isfinite(r[column])]
     if points:
         x, y = zip(*points, strict=True)

@@ -29,10 +29,12 @@ class Progress:
         self.bar: Any = None
         if self.stream.isatty():
             layout = "{percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} steps [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=total, initial=start, file=self.stream, bar_format=layout, mininterval=0.2, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=total, initial=start, file=self.stream, bar_format=layout, mininterval=0.2, dynamic_ncols=True
+            )
 
     def show(self, steps: int, updates: int, score: str) -> None:
-        """Report ``steps`` steps per member, ``updates`` updates and a text such as "survival 120". Cheap when nothing is due."""
+        """Report steps and updates per member and a text such as "survival 120". Cheap when nothing is due."""
         now = time.monotonic()
         if self.first_updates is None:
             self.first_updates = updates

@@ -14,10 +14,32 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = (
-    "step member seconds updates epsilon loss td_error q grad_norm priority valid episodes train_return train_length "
-    "train_survival eval_return eval_survival steps_per_s updates_per_s act_s env_s replay_s update_s eval_s"
-).split()
+COLUMNS = [
+    "step",
+    "member",
+    "seconds",
+    "updates",
+    "epsilon",
+    "loss",
+    "td_error",
+    "q",
+    "grad_norm",
+    "priority",
+    "valid",
+    "episodes",
+    "train_return",
+    "train_length",
+    "train_survival",
+    "eval_return",
+    "eval_survival",
+    "steps_per_s",
+    "updates_per_s",
+    "act_s",
+    "env_s",
+    "replay_s",
+    "update_s",
+    "eval_s",
+]
 """metrics.csv: one row per member at each record. Times are seconds since the run began, all resumptions together."""
 
 
@@ -44,7 +66,9 @@ def new_folder(path: str | Path | None, world: str) -> Path:
                 continue
         raise ValueError(f"{base}: a thousand runs of this second exist")
     except FileExistsError:
-        raise ValueError(f"{path} exists; a run is never overwritten: choose another --run-dir, or --resume {path}") from None
+        raise ValueError(
+            f"{path} exists; a run is never overwritten: choose another --run-dir, or --resume {path}"
+        ) from None
     except OSError as error:
         raise ValueError(f"{path or 'runs'}: cannot be made ({error.strerror})") from None
 
@@ -58,7 +82,7 @@ class Records:
     def __init__(self, folder: Path, *, resume_step: int | None = None, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.csv"
         rows = _rows_until(self.path, resume_step) if resume_step is not None and self.path.exists() else []
-        self._file = open(self.path, "w", newline="", encoding="utf-8")
+        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._csv = csv.DictWriter(self._file, COLUMNS)
         self._csv.writeheader()
         self._csv.writerows(rows)

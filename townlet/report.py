@@ -1,7 +1,7 @@
-"""What a finished run amounts to: its agents, the same agents without memory, and the yardstick policies, side by side.
+"""What a finished run amounts to: its agents, the same agents without memory, and the yardstick policies.
 
-All play the same unseen episodes. An interval is 95%, Student's t: over episodes for one member, over members where there
-are several (episodes of one member are not independent runs).
+All play the same unseen episodes. An interval is 95%, Student's t: over episodes for one member, over members where
+there are several (episodes of one member are not independent runs).
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Report:
 
     def text(self) -> str:
         """The table for a terminal."""
-        lines = [f"{'policy':<34}{'mean':>10}{'95% interval':>22}{'median':>10}" + (f"{'at cap':>9}" if self.cap else "")]
+        lines = [
+            f"{'policy':<34}{'mean':>10}{'95% interval':>22}{'median':>10}" + (f"{'at cap':>9}" if self.cap else "")
+        ]
         for row in self.rows:
             mean, half = row.interval
             around = "-" if math.isnan(half) else f"{mean - half:.4g} .. {mean + half:.4g}"

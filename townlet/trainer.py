@@ -1,8 +1,8 @@
 """The training loop: act in all worlds at once, store, learn; now and then evaluate, record, checkpoint.
 
-One iteration is one step of all P * E environments. Steps are counted per member, so an iteration adds E. Everything that
-decides what happens next (weights, replay, random counters, worlds, carried state, counters) is in ``state_dict``; schedules
-are functions of the step count. That is why a resumed run repeats the uninterrupted one bit for bit.
+One iteration is one step of all P * E environments. Steps are counted per member, so an iteration adds E. Everything
+that decides what happens next (weights, replay, random counters, worlds, carried state, counters) is in ``state_dict``;
+schedules are functions of the step count. That is why a resumed run repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,18 @@ from .records import EpisodeStatistics, Records, new_folder
 from .replay import SequentialReplayBuffer
 
 CHANGEABLE_ON_RESUME = frozenset(
-    "total_steps threads eval_every eval_episodes final_eval_episodes eval_max_steps log_every checkpoint_every "
-    "keep_checkpoints run_dir".split()
+    [
+        "total_steps",
+        "threads",
+        "eval_every",
+        "eval_episodes",
+        "final_eval_episodes",
+        "eval_max_steps",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "run_dir",
+    ]
 )
 """Settings that may differ between a checkpoint and the run that continues it."""
 
@@ -46,14 +56,14 @@ class Trainer:
 
     Args:
         config: the settings.
-        record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or under
-            runs/. None: only when ``config.run_dir`` is given.
+        record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or
+            under runs/. None: only when ``config.run_dir`` is given.
         folder: an existing run folder to go on writing to (``resume`` uses it).
         td_unroll: the fused operator; tests pass broken twins.
         make: opens worlds, ``make(env_id, n, **args)``.
         say: receives lines meant for a person (memory, what resuming does).
 
-    Attributes: ``env_steps`` (per member), ``updates`` (per member), ``population``, ``replay``, ``learner``, ``worlds``,
+    Attributes: ``env_steps`` and ``updates`` (per member), ``population``, ``replay``, ``learner``, ``worlds``,
     ``seconds`` (wall clock per phase: act, env, replay, update, eval), ``evaluations`` [(step, Evaluation)],
     ``stopped_by`` (signal that ended ``train``, or None).
 
@@ -139,7 +149,7 @@ class Trainer:
     # ---- one iteration ----------------------------------------------------------------------------------------------
 
     def epsilon(self) -> Tensor:
-        """Share of random actions now: float64 [P, E]. Linear in the step count, then constant; spread over the ladder."""
+        """Share of random actions, float64 [P, E]: linear in the step count, then constant; spread by a ladder."""
         c = self.config
         done = 1.0 if c.epsilon_decay_steps == 0 else min(1.0, self.env_steps / c.epsilon_decay_steps)
         now = c.epsilon_start + (self._epsilon_end - c.epsilon_start) * done
@@ -183,32 +193,35 @@ class Trainer:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None = None) -> None:
-        """Run until ``total_steps``, SIGINT or SIGTERM; either way the last thing done is a checkpoint (with a folder)."""
+        """Run until ``total_steps``, SIGINT or SIGTERM; either way it ends with a checkpoint (with a folder)."""
+        with stop_signals() as stop:
+            records = None if self.folder is None else Records(self.folder, resume_step=self._resumed_at)
+            try:
+                self._loop(stop, records, progress)
+            finally:
+                if records is not None:
+                    records.close()
+
+    def _loop(self, stop: list[signal.Signals], records: Records | None, progress: Progress | None) -> None:
         c, E = self.config, self.config.num_envs
-        records = None if self.folder is None else Records(self.folder, resume_step=self._resumed_at)
         begun, before = time.perf_counter(), self.elapsed
         saved_at = -1
-        try:
-            with stop_signals() as stop:
-                while self.env_steps < c.total_steps and not stop:
-                    self.act_step()
-                    self.learn()
-                    self.elapsed = before + time.perf_counter() - begun
-                    if _crossed(self.env_steps, E, c.eval_every):
-                        self.evaluate()
-                    if _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
-                        self._record(records)
-                    if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
-                        self.save()
-                        saved_at = self.env_steps
-                    if progress is not None:
-                        progress.show(self.env_steps, self.updates, self._score_text())
-                self.stopped_by = stop[0] if stop else None
-                if self.folder is not None and saved_at != self.env_steps:
-                    self.save()
-        finally:
-            if records is not None:
-                records.close()
+        while self.env_steps < c.total_steps and not stop:
+            self.act_step()
+            self.learn()
+            self.elapsed = before + time.perf_counter() - begun
+            if _crossed(self.env_steps, E, c.eval_every):
+                self.evaluate()
+            if _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
+                self._record(records)
+            if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
+                self.save()
+                saved_at = self.env_steps
+            if progress is not None:
+                progress.show(self.env_steps, self.updates, self._score_text())
+        self.stopped_by = stop[0] if stop else None
+        if self.folder is not None and saved_at != self.env_steps:
+            self.save()
 
     def evaluate(self) -> Evaluation:
         """Greedy episodes in worlds and with a state of their own; the training state is not touched."""
@@ -364,9 +377,7 @@ class Trainer:
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
     """The network that ``config`` names, fitted to the worlds' observations and actions."""
     if config.network == "spatial":
-        names = ("level", "size", "partial", "radius", "window")
-        args = {k: v for k, v in config.training_args.items() if k in names}
-        return RecurrentSpatialQNetwork.from_town(**args, head_size=config.head_size, dueling=config.dueling)
+        return RecurrentSpatialQNetwork.from_town(worlds.env, head_size=config.head_size, dueling=config.dueling)
     return RecurrentQNetwork(
         worlds.obs_size,
         worlds.n_actions,
@@ -423,9 +434,9 @@ def _memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any
             f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, this machine has "
             f"{_bytes(machine)}; lower capacity or members"
         )
+    streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (
-        f"memory: replay {_bytes(replay.nbytes)} ({config.members} x {config.num_envs} streams of {replay.ring:,} steps), "
-        f"weights with target, gradient and Adam {_bytes(weights)}"
+        f"memory: replay {_bytes(replay.nbytes)} ({streams}), weights with target, gradient and Adam {_bytes(weights)}"
     )
 
 

@@ -23,7 +23,7 @@ def in_terminal(agent: Agent, stream: TextIO, *, fps: float, **options: Any) -> 
     Returns (steps, return). Raises ValueError when the world does not render as text.
     """
     live, frame, steps, score = stream.isatty(), "", 0, 0.0
-    for frame, steps, score in episode(agent, "ansi", **options):  # noqa: B007
+    for frame, steps, score in episode(agent, "ansi", **options):
         if live:
             stream.write(_CLEAR + frame + "\n")
             stream.flush()
@@ -34,7 +34,7 @@ def in_terminal(agent: Agent, stream: TextIO, *, fps: float, **options: Any) -> 
 
 
 def to_gif(agent: Agent, path: Path, *, fps: float, **options: Any) -> tuple[int, float]:
-    """Write the episode as an animated GIF. Returns (steps, return). Raises ValueError when the world has no pictures."""
+    """Write the episode as an animated GIF. Returns (steps, return). Raises ValueError for a world without pictures."""
     from PIL import Image
 
     frames, steps, score = [], 0, 0.0

@@ -1,10 +1,10 @@
-"""One face for every world: a Gymnasium ``VectorEnv`` in NEXT_STEP autoreset mode, seen as float32 rows and action numbers.
+"""One face for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
 
-``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` flattens Box observations, one-hot encodes Discrete ones, picks the
-legal-action mask out of ``info``, refuses what is not supported, and saves and restores worlds that can be saved.
+``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` flattens Box observations, one-hot encodes Discrete ones,
+picks the legal-action mask out of ``info``, refuses what is not supported, and saves and restores worlds that can be.
 
-NEXT_STEP autoreset: the step after an episode's end ignores its action, returns reward 0 and the first observation of the
-next episode; so an episode's final observation is in the stream.
+Autoreset is NEXT_STEP: the step after an episode's end ignores its action, returns reward 0 and the first observation
+of the next episode; so an episode's final observation is in the stream.
 """
 
 from __future__ import annotations
@@ -66,15 +66,19 @@ class VectorAdapter:
         return self.why_not_resumable is None
 
     def reset(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Start one episode per environment, environment i from ``seeds[i]`` -> obs [N, obs_size], legal [N, A] or None."""
+        """One new episode per environment, i from ``seeds[i]`` -> obs [N, obs_size], legal [N, A] or None."""
         if len(seeds) != self.num_envs:
             raise ValueError(f"seeds has length {len(seeds)}; expected num_envs = {self.num_envs}")
-        obs, info = self.env.reset(seed=[int(s) for s in seeds])
+        obs, info = self.env.reset(seed=[int(s) for s in seeds])  # type: ignore[arg-type]  # vector environments take lists
         self._steps = 0
         return self._observe(obs), self._legal(info)
 
     def step(self, action: np.ndarray) -> WorldStep:
-        """Take action [N] (int, 0..A-1). Raises ValueError naming world and step for observations or rewards that are not finite."""
+        """Take action [N] (int, 0..A-1).
+
+        Raises:
+            ValueError: an observation or reward is not finite; world, environment and step are named.
+        """
         action = np.asarray(action)
         if self._action_start:
             action = action + self._action_start
@@ -114,7 +118,7 @@ class VectorAdapter:
         else:
             if len(state["envs"]) != self.num_envs:
                 raise ValueError(f"{self.name}: state of {len(state['envs'])} environments; expected {self.num_envs}")
-            self.env.reset(seed=[0] * self.num_envs)  # brings wrappers into the state 'has been reset'
+            self.env.reset(seed=0)  # brings wrappers into the state 'has been reset'
             for env, saved in zip(self._singles, state["envs"], strict=True):
                 _restore_single(env, saved)
             self.env._autoreset_envs = np.array(state["autoreset"], dtype=bool)  # type: ignore[attr-defined]
@@ -200,7 +204,7 @@ def _restore_single(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None
 
 
 def _time_limits(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
-    found = []
+    found: list[gymnasium.Env[Any, Any]] = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env).__name__ == "TimeLimit":
             found.append(env)
@@ -211,8 +215,8 @@ def _time_limits(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
 def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
 
-    Town ids give the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after the other.
-    ``popgym-...`` ids import PyPI's popgym, which registers them; ``module:Id`` imports ``module`` first, as in Gymnasium.
+    The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
+    the other. ``popgym-...`` ids import PyPI's popgym, which registers them; ``module:Id`` imports ``module`` first.
 
     Raises:
         ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.

@@ -1,0 +1,160 @@
+"""Every world looks alike through the adapter, and what is not supported is refused by name."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import worlds as _worlds  # noqa: F401  registers the Clocks
+from gymnasium.spaces import Box, Discrete, MultiBinary
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+
+
+class Odd(gymnasium.Env):
+    """Spaces to choose; observation fixed; the action received is the reward."""
+
+    def __init__(self, space, value, actions):
+        self.observation_space, self.value, self.action_space = space, value, actions
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.value, {}
+
+    def step(self, action):
+        return self.value, float(action), False, False, {}
+
+
+def vector(space, value, actions=None, mode=AutoresetMode.NEXT_STEP, n=2):
+    actions = Discrete(3) if actions is None else actions
+    return SyncVectorEnv([lambda: Odd(space, value, actions)] * n, autoreset_mode=mode)
+
+
+def test_box_is_flattened_and_cast():
+    value = np.arange(6, dtype=np.int16).reshape(2, 3)
+    adapter = VectorAdapter(vector(Box(-10, 10, (2, 3), np.int16), value))
+    obs, legal = adapter.reset([1, 2])
+    assert adapter.obs_size == 6
+    assert obs.dtype == np.float32
+    assert legal is None
+    assert np.array_equal(obs, np.tile(np.arange(6.0), (2, 1)))
+
+
+def test_discrete_is_one_hot_from_its_start():
+    adapter = VectorAdapter(vector(Discrete(4, start=5), np.int64(7)))
+    assert np.array_equal(adapter.reset([1, 2])[0], np.tile([0.0, 0.0, 1.0, 0.0], (2, 1)))
+
+
+def test_actions_begin_at_the_space_start():
+    adapter = VectorAdapter(vector(Discrete(2), np.int64(0), Discrete(3, start=4)))
+    adapter.reset([1, 2])
+    assert adapter.n_actions == 3
+    assert adapter.step(np.array([0, 2])).reward.tolist() == [4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            lambda: vector(Box(0, 1, (2,)), np.zeros(2, np.float32), Box(-1, 1, (1,))),
+            r"continuous action space Box.*Discrete",
+        ),
+        (lambda: vector(Discrete(2), np.int64(0), MultiBinary(2)), r"action space MultiBinary\(2\) is not supported"),
+        (
+            lambda: vector(MultiBinary(2), np.zeros(2, np.int8)),
+            r"observation space MultiBinary\(2\).*Box \(numbers\) or Disc",
+        ),
+        (lambda: vector(Discrete(2), np.int64(0), mode=AutoresetMode.SAME_STEP), "autoreset mode .*expected NEXT_STEP"),
+    ],
+)
+def test_what_is_not_supported_is_named(env, message):
+    with pytest.raises(ValueError, match=f"^a-world: .*{message}" if "auto" not in message else message):
+        VectorAdapter(env(), "a-world")
+
+
+def test_a_number_that_is_not_finite_names_world_environment_and_step():
+    for fault, what in (("obs", "observation"), ("reward", "reward")):
+        adapter = make_worlds("Clock-v0", 2, fault_at=3, fault=fault)
+        adapter.reset([1, 2])
+        for _ in range(2):
+            adapter.step(np.zeros(2, int))
+        with pytest.raises(ValueError, match=f"Clock-v0: {what} of environment 0 at step 3 is not finite"):
+            adapter.step(np.zeros(2, int))
+
+
+def test_worlds_that_cannot_be_made_are_named():
+    with pytest.raises(ValueError, match=r"Nope-v0: cannot be made with no arguments: .*Nope"):
+        make_worlds("Nope-v0", 1)
+    with pytest.raises(ValueError, match=r"Clock-v0: cannot be made with \{'speed': 3\}"):
+        make_worlds("Clock-v0", 1, speed=3)
+    with pytest.raises(ValueError, match=r"needs the package 'no_such_package'.*pip install no_such_package"):
+        make_worlds("no_such_package:X-v0", 1)
+    with pytest.raises(ValueError, match=f"{TOWN_ID}: .*speed"):
+        make_worlds(TOWN_ID, 1, speed=3)
+    with pytest.raises(ValueError, match=r"seeds has length 1; expected num_envs = 2"):
+        make_worlds("Clock-v0", 2).reset([1])
+
+
+def test_the_town_comes_with_legal_actions_and_survival():
+    adapter = make_worlds(TOWN_ID, 3, level="hamlet")
+    obs, legal = adapter.reset([1, 2, 3])
+    assert obs.shape == (3, adapter.obs_size)
+    assert legal.shape == (3, 6)
+    assert legal.dtype == bool
+    step = adapter.step(np.full(3, 5))
+    assert step.survival.tolist() == [1, 1, 1]
+    assert step.reward.dtype == np.float32
+    assert adapter.resumable
+
+
+def test_popgym_ids_are_imported_on_demand():
+    adapter = make_worlds("popgym-PositionOnlyCartPoleEasy-v0", 2)
+    assert (adapter.obs_size, adapter.n_actions) == (2, 2)
+    # popgym's get_state returns part of the state and there is no set_state: that is not enough
+    assert "offers no get_state/set_state" in adapter.why_not_resumable
+    obs, _ = adapter.reset([1, 2])
+    assert np.array_equal(obs, adapter.reset([1, 2])[0])
+
+
+def rollout(adapter, steps, start=0):
+    out = []
+    for t in range(start, start + steps):
+        step = adapter.step(np.arange(adapter.num_envs) % 2 ^ (t % 2))
+        out.append([*step.obs.ravel(), *step.reward, *step.terminated, *step.truncated])
+    return out
+
+
+@pytest.mark.parametrize("env_id", ["SavableClock-v0", "LimitedClock-v0", TOWN_ID])
+@pytest.mark.parametrize("at", [1, 4, 5, 9])
+def test_a_restored_world_goes_on_exactly(env_id, at):
+    """Also in the middle of an episode, at its end (autoreset pending), and under a time limit."""
+    args = {"max_steps": 5, "level": "hamlet"} if env_id == TOWN_ID else {}
+    first = make_worlds(env_id, 3, **args)
+    first.reset([5, 6, 7])
+    rollout(first, at)
+    state = first.get_state()
+    expected = rollout(first, 30, at)
+    second = make_worlds(env_id, 3, **args)
+    second.reset([50, 60, 70])
+    second.set_state(state)
+    assert rollout(second, 30, at) == expected
+    second.reset([50, 60, 70])
+    assert rollout(second, 30, at) != expected  # the control: without the state it is another story
+
+
+def test_what_cannot_be_saved_says_why():
+    class Mirror(gymnasium.Wrapper):
+        pass
+
+    wrapped = VectorAdapter(SyncVectorEnv([lambda: Mirror(gymnasium.make("SavableClock-v0"))]), "mirrored")
+    assert wrapped.why_not_resumable == "mirrored is wrapped in Mirror, whose state cannot be saved"
+    for adapter in (make_worlds("Clock-v0", 1), wrapped):
+        for attempt in (adapter.get_state, lambda a=adapter: a.set_state({})):
+            with pytest.raises(ValueError, match=r"no get_state/set_state|wrapped in Mirror"):
+                attempt()
+    two, one = make_worlds("SavableClock-v0", 2), make_worlds("SavableClock-v0", 1)
+    two.reset([1, 2])
+    with pytest.raises(ValueError, match="state of 2 environments; expected 1"):
+        one.set_state(two.get_state())
+    two.close()

@@ -1,0 +1,241 @@
+"""Stopping and going on: bit for bit where the world can be saved, honestly announced where it cannot."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+import torch
+from test_trainer import same
+from worlds import clock, tiny
+
+from townlet import checkpoint
+from townlet.checkpoint import CheckpointError
+from townlet.records import read_metrics
+from townlet.trainer import Trainer, read_run, stop_signals
+
+CASES = {
+    "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, **c),
+    "town, hard sync": lambda **c: tiny(eval_every=40, **c),
+    "clock": lambda **c: clock(prioritised=True, **c),
+    "no memory": lambda **c: clock(memory=False, **c),
+}
+
+
+def straight(make):
+    run = Trainer(make(total_steps=240))
+    run.train()
+    return run.state_dict()
+
+
+def halves(make, folder):
+    """120 steps, a checkpoint, a new process's worth of objects, 120 more."""
+    Trainer(make(total_steps=120, run_dir=str(folder))).train()
+    second = Trainer.resume(folder, {"total_steps": 240})
+    assert second.env_steps == 120
+    second.train()
+    return second.state_dict()
+
+
+def without_config(tree):
+    return {k: v for k, v in tree.items() if k != "config"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_train_2n_is_train_n_save_load_train_n(tmp_path, case):
+    assert same(without_config(straight(CASES[case])), without_config(halves(CASES[case], tmp_path / "run")))
+
+
+def _zero_state(tree):
+    tree["population"]["h"].zero_()
+    tree["population"]["c"].zero_()
+
+
+SPOILED = {
+    "hidden states": _zero_state,
+    "acting draws": lambda t: t["population"].update(act_count=0),
+    "target": lambda t: t["population"].update(target=t["population"]["online"]),
+    "adam moments": lambda t: [v.zero_() for v in t["population"]["adam_m"].values()],
+    "adam steps": lambda t: t["population"].update(adam_steps=1),
+    "replay draws": lambda t: t["replay"].update(samples=0),
+    "priorities": lambda t: t["replay"]["priority"].fill_(1.0),
+    "replay contents": lambda t: t["replay"]["data"]["reward"].zero_(),
+    "replay counts": lambda t: t["replay"]["count"].add_(1),
+    "sync counter": lambda t: t["learner"].update(updates=t["learner"]["updates"] - 1),
+    "observations": lambda t: t["obs"].zero_(),
+    "reset flags": lambda t: t["reset"].logical_not_(),
+    "over flags": lambda t: t["over"].logical_not_(),
+    "legal actions": lambda t: t["legal"].logical_not_(),
+    "worlds": lambda t: t["worlds"]["world"]["cents"].__iadd__(500),
+    "steps": lambda t: t.update(env_steps=60),
+}
+
+
+@pytest.fixture(scope="module")
+def expected_weights():
+    return straight(_for_spoiling)["population"]["online"]
+
+
+def _for_spoiling(**changes):
+    return tiny(prioritised=True, sync_every=4, **changes)
+
+
+@pytest.mark.parametrize("what", [*SPOILED, "nothing"])
+def test_every_part_of_a_checkpoint_matters(tmp_path, what, expected_weights):
+    """The control of the test above: with one part spoiled, the weights after the second half are others."""
+    first = Trainer(_for_spoiling(total_steps=120, run_dir=str(tmp_path / "run")))
+    first.train()
+    path = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    tree = checkpoint.read_file(path)
+    SPOILED.get(what, lambda t: None)(tree)
+    checkpoint.write_file(path, tree)
+    second = Trainer.resume(tmp_path / "run", {"total_steps": 240})
+    second.train()
+    assert same(expected_weights, second.state_dict()["population"]["online"]) is (what == "nothing")
+
+
+def test_resuming_in_the_middle_of_an_interval_keeps_the_records_whole(tmp_path):
+    """Statistics between two rows of metrics.csv survive the interruption; rows after the checkpoint are dropped."""
+    straight_run = Trainer(clock(total_steps=240, run_dir=str(tmp_path / "a")))
+    straight_run.train()
+    first = Trainer(clock(total_steps=100, run_dir=str(tmp_path / "b")))
+    first.train()
+    metrics = tmp_path / "b" / "metrics.csv"
+    last_line = metrics.read_text().splitlines()[-1]
+    metrics.write_text(
+        "\n".join([*metrics.read_text().splitlines()[:-2], last_line.replace("100,", "999,", 1), "12"]) + "\n"
+    )
+    Trainer.resume(tmp_path / "b", {"total_steps": 240}).train()
+    a, b = read_metrics(tmp_path / "a" / "metrics.csv"), read_metrics(metrics)
+    assert [r["step"] for r in a] == [r["step"] for r in b]
+    for name in ("updates", "epsilon"):
+        assert [r[name] for r in a] == [r[name] for r in b]
+
+
+def test_a_world_that_cannot_be_saved_starts_fresh_and_says_so(tmp_path):
+    first = Trainer(clock(env="Clock-v0", total_steps=120, run_dir=str(tmp_path / "run")))
+    first.train()
+    cut_obs, cut_reset, steps = first.obs.clone(), first.reset.clone(), int(first.replay._count[0])
+    tree = read_run(checkpoint.latest(tmp_path / "run" / "checkpoints"))
+    assert tree["worlds"] is None
+
+    def resumed():
+        said = []
+        run = Trainer.resume(tmp_path / "run", {"total_steps": 240}, say=said.append)
+        return run, [s for s in said if s.startswith("resume: ")]
+
+    (run, said), (again, _) = resumed(), resumed()
+    assert len(said) == 1
+    assert "Clock-v0 offers no get_state/set_state" in said[0]
+    assert "stored as truncated" in said[0]
+    assert "not a bit-exact" in said[0]
+    # the cut episode's last observation is stored, masked and without termination: that is what truncation looks like
+    row = torch.arange(8) * run.replay.ring + steps
+    stored = {k: v[row] for k, v in run.replay._data.items()}
+    assert torch.equal(stored["obs"], cut_obs.flatten(0, 1))
+    assert torch.equal(stored["reset"], cut_reset.flatten())
+    assert not stored["mask"].any()
+    assert not stored["terminated"].any()
+    assert not stored["reward"].any()
+    assert run.reset.all()
+    assert not run.over.any()
+    assert (run.obs[..., 0] == 0).all()
+    assert run.restarts == 1
+    fresh = Trainer(clock(env="Clock-v0"))
+    assert not torch.equal(run.obs, fresh.obs)  # other episodes than at the start of the run
+    run.train()
+    again.train()
+    assert same(run.state_dict(), again.state_dict())  # from a saved seed: resuming twice is the same
+
+
+def test_a_savable_world_resumes_in_silence(tmp_path):
+    Trainer(clock(total_steps=80, run_dir=str(tmp_path / "run"))).train()
+    said = []
+    Trainer.resume(tmp_path / "run", say=said.append)
+    assert not [s for s in said if s.startswith("resume: ")]
+
+
+def test_only_some_settings_can_change(tmp_path):
+    Trainer(clock(total_steps=80, run_dir=str(tmp_path / "run"))).train()
+    with pytest.raises(ValueError, match=r"lr cannot change when a run is resumed; these can: .*total_steps"):
+        Trainer.resume(tmp_path / "run", {"lr": 1.0, "total_steps": 90})
+    run = Trainer.resume(tmp_path / "run", {"total_steps": 90, "eval_episodes": 2, "keep_checkpoints": 1})
+    assert run.config.total_steps == 90
+    assert run.config.eval_episodes == 2
+    other = Trainer(clock(hidden_size=9))
+    with pytest.raises(ValueError, match="hidden_size=9: the checkpoint was made with 8"):
+        other.load_state_dict(run.state_dict())
+
+
+def test_a_moved_run_and_a_single_checkpoint_can_be_resumed(tmp_path):
+    Trainer(clock(total_steps=80, checkpoint_every=40, run_dir=str(tmp_path / "run"))).train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert Trainer.resume(tmp_path / "moved").env_steps == 80
+    early = Trainer.resume(tmp_path / "moved" / "checkpoints" / "step_000000000040.ckpt")
+    assert early.env_steps == 40
+    assert early.folder == tmp_path / "moved"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_stops_the_resumption_and_nothing_is_lost(tmp_path):
+    Trainer(clock(total_steps=80, checkpoint_every=40, run_dir=str(tmp_path / "run"))).train()
+    latest = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    data = bytearray(latest.read_bytes())
+    data[len(data) // 2] ^= 1
+    latest.write_bytes(data)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="damaged"):
+        Trainer.resume(tmp_path / "run", {"total_steps": 120})
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    checkpoint.write_file(tmp_path / "other.ckpt", {"kind": "something else"})
+    with pytest.raises(CheckpointError, match="not the checkpoint of a training run"):
+        read_run(tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Trainer.resume(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="expected a run folder"):
+        Trainer(clock()).save()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_loop_with_a_checkpoint(tmp_path, number):
+    run = Trainer(clock(total_steps=10**6, run_dir=str(tmp_path / "run")))
+    step, handler = run.act_step, signal.getsignal(number)
+
+    def act_step():
+        step()
+        if run.env_steps == 80:
+            signal.raise_signal(number)
+
+    run.act_step = act_step
+    run.train()
+    assert run.stopped_by == number
+    assert run.env_steps == 80
+    assert signal.getsignal(number) == handler
+    assert read_run(checkpoint.latest(tmp_path / "run" / "checkpoints"))["env_steps"] == 80
+    on = Trainer.resume(tmp_path / "run", {"total_steps": 160})
+    on.train()
+    through = Trainer(clock(total_steps=160))
+    through.train()
+    assert same(without_config(on.state_dict()), without_config(through.state_dict()))
+
+
+def test_a_second_signal_does_not_wait():
+    with stop_signals() as caught:
+        signal.raise_signal(signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_leave_signals_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def body():
+        with stop_signals() as caught:
+            seen.append((signal.getsignal(signal.SIGINT), caught))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(before, [])]

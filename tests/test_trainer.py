@@ -1,0 +1,298 @@
+"""The training loop: what is stored, when it learns, what evaluation leaves alone. Resuming is in test_resume.py."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from worlds import clock, tiny
+
+from townlet import trainer as trainer_module
+from townlet.evaluate import training_seeds
+from townlet.records import read_metrics
+from townlet.trainer import Trainer
+
+
+def same(a, b):
+    """Bitwise equality of trees; times do not count."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "elapsed"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def epsilons(config):
+    """The epsilon that each acting step really used, float64 [steps, P, E]."""
+    run, used = Trainer(config), []
+    act = run.population.act
+
+    def spy(obs, reset, legal, epsilon):
+        used.append(epsilon.clone())
+        return act(obs, reset, legal, epsilon)
+
+    run.population.act = spy
+    run.train()
+    return torch.stack(used)
+
+
+def check_epsilon_decays(config):
+    used = epsilons(config)
+    steps = torch.arange(len(used)) * config.num_envs
+    expected = 1.0 - 0.9 * (steps / config.epsilon_decay_steps).clamp(max=1.0)
+    assert used[0].max() == 1.0
+    assert used[-1].max() == pytest.approx(0.1)
+    assert torch.allclose(used[:, 0, 0], expected.double())
+
+
+def test_epsilon_really_decays(monkeypatch):
+    config = clock(epsilon_end=0.1)
+    check_epsilon_decays(config)
+    monkeypatch.setattr(Trainer, "epsilon", lambda self: torch.ones(2, 4, dtype=torch.float64))
+    with pytest.raises(AssertionError):  # the control: a schedule that nobody calls
+        check_epsilon_decays(config)
+
+
+def test_epsilon_per_member_and_along_the_ladder():
+    used = epsilons(clock(epsilon_start=0.5, epsilon_end=(0.1, 0.2), epsilon_ladder=3.0))
+    assert torch.allclose(used[0], 0.5 ** torch.tensor([1.0, 2.0, 3.0, 4.0]).double().expand(2, 4))
+    assert torch.allclose(used[-1, 0], 0.1 ** torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
+    assert used[-1, 1, 0] == pytest.approx(0.2)
+    assert epsilons(clock(epsilon_decay_steps=0, epsilon_end=0.3)).unique().tolist() == pytest.approx([0.3])
+
+
+def test_learning_starts_and_replay_ratio_are_kept_exactly():
+    """4 environments, 4 * (6 - 2) = 16 transitions per update; from step 40 on, ratio 2 pays an update per 8 steps."""
+    run, log = Trainer(clock()), []
+    while run.env_steps < 160:
+        run.act_step()
+        run.learn()
+        log.append((run.env_steps, run.updates))
+    assert all(updates == max(0, (steps - 40) * 2 // 16) for steps, updates in log)
+    assert log[-1] == (160, 15)
+    slow = Trainer(clock(replay_ratio=0.1))
+    slow.train()
+    assert slow.updates == int(120 * 0.1 / 16)
+    assert Trainer(clock(replay_ratio=0.0)).updates_due() == 0
+
+
+@pytest.mark.parametrize("config", [clock(), tiny()], ids=["clock", "town"])
+def test_the_stored_stream_is_what_happened(config):
+    """A second world, taken through the recorded actions, tells every stored number; resets and masks sit right."""
+    run = Trainer(config)
+    seen = {"obs": [], "h": []}
+    first = run.obs.clone()
+    add = run.replay.add
+    rows = []
+
+    def spy(*args):
+        rows.append([a if a is None else torch.as_tensor(a).clone() for a in args])
+        add(*args)
+
+    run.replay.add = spy
+    run.train()
+    world = run.make(config.env, 8, **config.training_args)
+    obs, legal = world.reset([s for p in range(2) for s in training_seeds(p, 4)])
+    over, reset = np.zeros(8, bool), np.ones(8, bool)
+    ends = 0
+    assert torch.equal(first.flatten(0, 1), torch.from_numpy(obs))
+    for stored_obs, stored_reset, stored_legal, h, _c, action, reward, terminated, mask in rows:
+        assert np.array_equal(stored_obs.flatten(0, 1), obs)
+        assert np.array_equal(stored_reset.flatten(), reset)
+        assert legal is None or np.array_equal(stored_legal.flatten(0, 1), legal)
+        assert np.array_equal(mask.flatten(), ~over)
+        seen["h"].append(h)
+        step = world.step(action.flatten().numpy())
+        assert np.array_equal(reward.flatten(), step.reward)
+        assert np.array_equal(terminated.flatten(), step.terminated)
+        obs, legal, reset, over = step.obs, step.legal, over, step.terminated | step.truncated
+        ends += int(over.sum())
+    assert ends > 3 or config.is_town
+    assert not seen["h"][0].any()
+    assert seen["h"][1].any()
+
+
+def test_stored_states_replay_to_the_acting_state():
+    """A step of the network from one stored state gives the next: stored before the observation, reset applied."""
+    run = Trainer(clock(replay_ratio=0.0))
+    rows = []
+    add = run.replay.add
+    run.replay.add = lambda *args: (rows.append([a if a is None else a.clone() for a in args]), add(*args))
+    run.train()
+    population = run.population
+    weights = run.network.recurrent(population.online)
+    for now, after in itertools.pairwise(rows):
+        obs, reset, _, h, c = now[:5]
+        with torch.no_grad():
+            features = run.network.encode(population.online, obs)
+            h, c = trainer_module.ops.lstm_step(features, h, c, *weights[:3], reset)
+        assert torch.equal(h, after[3])
+        assert torch.equal(c, after[4])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    def end(**changes):
+        run = Trainer(tiny(**changes))
+        run.train()
+        return run.state_dict()
+
+    one = end()
+    assert same(one, end())
+    other = end(seed=5)
+    assert not same(one["population"]["online"], other["population"]["online"])
+    assert not same(one["obs"], other["obs"])
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_members_together_follow_members_apart(prioritised):
+    config = tiny(members=3, gamma=(0.9, 0.95, 0.99), lr=(1e-3, 2e-3, 3e-3), prioritised=prioritised, seed=4)
+    together = Trainer(config)
+    together.train()
+    for p in range(3):
+        apart = Trainer(tiny(members=1, gamma=config.gamma[p], lr=config.lr[p], prioritised=prioritised, seed=4 + p))
+        apart.train()
+        assert torch.equal(apart.obs[0], together.obs[p])
+        for name, value in apart.population.online.items():
+            # seen: 0 to 2e-7
+            assert torch.allclose(value[0], together.population.online[name][p], atol=1e-5, rtol=1e-4), name
+        wrong = apart.population.online["lstm.w_hh"][0] - together.population.online["lstm.w_hh"][(p + 1) % 3]
+        assert wrong.abs().max() > 1e-2  # the control: another member is far away
+
+
+def test_evaluation_leaves_the_training_run_alone(monkeypatch):
+    plain, watched = Trainer(tiny()), Trainer(tiny(eval_every=40))
+    plain.train()
+    watched.train()
+    assert len(watched.evaluations) == 4
+    trees = plain.state_dict(), watched.state_dict()
+    for tree in trees:
+        tree.pop("config")
+    assert same(*trees)
+
+    def careless(network, params, worlds, episodes, seed, **options):  # the control: evaluates with the acting state
+        bad.population.act(bad.obs, bad.reset, bad.legal, torch.zeros(2, 4))
+        return honest(network, params, worlds, episodes, seed, **options)
+
+    honest = trainer_module.evaluate
+    monkeypatch.setattr(trainer_module, "evaluate", careless)
+    bad = Trainer(tiny(eval_every=40))
+    bad.train()
+    tree = bad.state_dict()
+    tree.pop("config")
+    assert not same(trees[0], tree)
+
+
+def test_learning_leaves_the_acting_state_alone():
+    run = Trainer(clock())
+    while run.env_steps < 80:
+        run.act_step()
+    h, c = (v.clone() for v in run.population.state)
+    obs, before = run.obs.clone(), run.population.online_flat.clone()
+    run.learn()
+    assert run.updates > 0
+    assert not torch.equal(before, run.population.online_flat)
+    assert torch.equal(run.population.state[0], h)
+    assert torch.equal(run.population.state[1], c)
+    assert torch.equal(run.obs, obs)
+    assert h.any()
+
+
+def test_the_memoryless_control_carries_nothing():
+    run = Trainer(clock(memory=False, eval_every=80))
+    run.train()
+    assert not run.population.state[0].any()
+    assert run.updates > 0
+    weight = run.population.online["lstm.w_hh"]
+    assert torch.equal(weight, run.network.init([0, 1])["lstm.w_hh"])  # nothing is learned about a state there is not
+    with_memory = Trainer(clock())
+    with_memory.train()
+    assert not torch.equal(with_memory.population.online["lstm.w_hh"], weight)
+
+
+@pytest.mark.parametrize("network", ["mlp", "spatial"])
+def test_settings_reach_the_parts(network):
+    config = tiny(network=network, tau=0.5, stride=3, prioritised=True, alpha=0.7, beta=0.3, huber_delta=2.0, eta=0.5)
+    run = Trainer(config)
+    assert (run.replay.stride, run.replay.alpha, run.replay.beta, run.replay.prioritised) == (3, 0.7, 0.3, True)
+    assert (run.learner.tau, run.learner.sync_every, run.learner.spec.eta) == (0.5, 1, 0.5)
+    assert type(run.network).__name__ == {"mlp": "RecurrentQNetwork", "spatial": "RecurrentSpatialQNetwork"}[network]
+    run.train()
+    assert run.updates == 15
+
+
+def test_memory_is_stated_before_it_is_taken():
+    lines = []
+    Trainer(clock(), say=lines.append)
+    assert "memory: replay" in lines[0]
+    assert "MiB" in lines[0]
+    assert "2 x 4 streams of 99 steps" in lines[0]
+    with pytest.raises(ValueError, match=r"capacity=10000000000000: replay and weights need .* GiB, this machine has"):
+        Trainer(clock(capacity=10**13))
+
+
+def test_a_run_folder_holds_its_records(tmp_path):
+    run = Trainer(clock(run_dir=str(tmp_path / "run"), eval_every=80, checkpoint_every=80))
+    run.train()
+    names = {p.name.split(".")[0] if "tfevents" in p.name else p.name for p in run.folder.iterdir()}
+    assert names == {"config.yaml", "metrics.csv", "checkpoints", "events"}
+    assert [p.name for p in sorted((run.folder / "checkpoints").iterdir())] == [
+        "step_000000000080.ckpt",
+        "step_000000000160.ckpt",
+    ]
+    rows = read_metrics(run.folder / "metrics.csv")
+    assert [(r["step"], r["member"]) for r in rows] == [(s, m) for s in (40, 80, 120, 160) for m in (0, 1)]
+    first, last = rows[0], rows[-1]
+    assert np.isnan(first["loss"])
+    assert np.isfinite([last[k] for k in ("loss", "grad_norm", "q", "td_error")]).all()
+    assert last["updates"] == 15
+    assert last["epsilon"] == pytest.approx(0.05)
+    assert last["eval_return"] >= 0
+    assert all(last[f"{phase}_s"] > 0 for phase in ("act", "env", "replay", "update", "eval"))
+    assert 3 <= last["train_length"] <= 7
+    assert last["train_return"] <= last["train_length"]
+    total = sum(r["episodes"] for r in rows if r["member"] == 0)
+    assert total * 3 <= 160 <= (total + 4) * 8
+    with pytest.raises(ValueError, match="exists; a run is never overwritten"):
+        Trainer(clock(run_dir=str(tmp_path / "run")))
+
+
+def test_training_statistics_count_episodes_exactly():
+    """With perfect play in the Clock, return equals length; autoreset steps must not count."""
+    run = Trainer(clock(epsilon_start=0.0, epsilon_end=0.0, replay_ratio=0.0))
+    run.population.act = lambda obs, reset, legal, epsilon: (obs[..., 0] % 2).long()
+    while run.env_steps < 160:
+        run.act_step()
+    means = run.episodes.drain()
+    assert np.array_equal(means["train_return"], means["train_length"])
+    assert (means["episodes"] > 10).all()
+    assert np.isnan(run.episodes.drain()["train_return"]).all()
+
+
+def test_a_fault_of_the_world_stops_the_run_by_name():
+    with pytest.raises(ValueError, match="Clock-v0: observation of environment 0 at step 10 is not finite"):
+        Trainer(clock(env="Clock-v0", env_args={"fault_at": 9})).train()
+
+
+def test_weights_that_are_not_finite_stop_the_run(tmp_path):
+    run = Trainer(clock(run_dir=str(tmp_path / "run")))
+    run.population.online_flat[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"member 0 .*not finite"):
+        run.train()
+
+
+def test_an_operator_can_be_handed_in():
+    calls = []
+
+    def counted(*args):
+        calls.append(1)
+        return trainer_module.ops.td_unroll(*args)
+
+    run = Trainer(clock(), td_unroll=counted)
+    run.train()
+    assert len(calls) == run.updates == 15
