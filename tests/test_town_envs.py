@@ -196,6 +196,26 @@ def test_state_round_trip_is_bit_exact(args: dict) -> None:
             assert not same(after, play(other, actions[150:])), name
 
 
+def test_single_environment_state_round_trip() -> None:
+    one, other = TownEnv(max_steps=20), TownEnv(max_steps=20)
+    one.reset(seed=3)
+    for action in (0, 1, 4, 3):
+        one.step(action)
+    other.set_state(one.get_state())
+    for mine, its in zip(one.observe(), other.observe(), strict=True):
+        assert np.array_equal(mine, its)
+    for _ in range(16):
+        a, b = one.step(WAIT), other.step(WAIT)
+        assert np.array_equal(a[0], b[0])
+        assert a[1:4] == b[1:4]
+    assert a[3]
+    fresh = TownEnv(max_steps=20)
+    fresh.set_state(one.get_state())  # saved at the end of an episode: reset comes first
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        fresh.step(WAIT)
+    assert np.array_equal(fresh.reset()[0], one.reset()[0])
+
+
 def test_reset_mask() -> None:
     envs = TownVectorEnv(3)
     envs.reset(seed=0)
