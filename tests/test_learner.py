@@ -15,6 +15,7 @@ from townlet.ops import SequenceBatch, TDOutput, TDSpec
 from townlet.population import VectorizedPopulation
 from townlet.replay import ReplaySample, SequentialReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OBS, A, H, E, S = 5, 3, 8, 4, 6
 GAMMA = 0.9
 
@@ -46,7 +47,9 @@ class World:
         }
 
 
-def make(seeds: list[int], td_unroll: Any = ops.td_unroll, spec: dict[str, Any] | None = None, **arguments: Any) -> Learner:
+def make(
+    seeds: list[int], td_unroll: Any = ops.td_unroll, spec: dict[str, Any] | None = None, **arguments: Any
+) -> Learner:
     """A learner whose buffer holds 40 steps of acting."""
     memory = arguments.pop("memory", True)
     lr = arguments.pop("lr", 1e-2)
@@ -108,7 +111,8 @@ def test_an_update_is_the_reference_loss_then_clip_then_adam() -> None:
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():
-        assert metrics[name].shape == (2,) and torch.allclose(metrics[name], value, atol=1e-5), name
+        assert metrics[name].shape == (2,), name
+        assert torch.allclose(metrics[name], value, atol=1e-5), name
     assert 0 < metrics["valid"][0] < 1
 
 
@@ -160,7 +164,7 @@ def test_stored_states_reproduce_acting(stored: str) -> None:
     w = population.network.recurrent(population.online)
     with torch.no_grad():
         x = population.network.encode(population.online, sample.obs)
-        y, h, _ = ops.lstm_unroll(x, sample.h0, sample.c0, w.w_ih, w.w_hh, w.bias, sample.reset)
+        _y, h, _ = ops.lstm_unroll(x, sample.h0, sample.c0, w.w_ih, w.w_hh, w.bias, sample.reset)
     slots = learner.replay.ring // learner.replay.stride
     latest = sample.start == sample.start.max()  # the window that ends nearest to now; walk on from there
     assert latest.any()
@@ -185,13 +189,15 @@ def test_an_update_leaves_the_acting_state_untouched() -> None:
     count = population.act_count
     for _ in range(4):
         learner.update()
-    assert torch.equal(population.state[0], h) and torch.equal(population.state[1], c)
+    assert torch.equal(population.state[0], h)
+    assert torch.equal(population.state[1], c)
     assert population.act_count == count
     fields = World([8, 9]).step()
     idle.population.online_flat.copy_(population.online_flat)
     with_training = population.act(fields["obs"], fields["reset"], fields["legal"], 0.5)
     without = idle.population.act(fields["obs"], fields["reset"], fields["legal"], 0.5)
-    assert torch.equal(with_training, without) and torch.equal(population.state[0], idle.population.state[0])
+    assert torch.equal(with_training, without)
+    assert torch.equal(population.state[0], idle.population.state[0])
 
 
 def broken(kind: str) -> Any:
@@ -217,7 +223,8 @@ def test_what_is_not_finite_is_named_before_anything_is_touched(kind: str, messa
     with pytest.raises(ValueError, match=message):
         learner.update()
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(learner), strict=True))
-    assert torch.equal(learner.replay.state_dict()["priority"], priority) and learner.updates == 0
+    assert torch.equal(learner.replay.state_dict()["priority"], priority)
+    assert learner.updates == 0
     learner.td_unroll = ops.td_unroll
     learner.update()
 
@@ -273,11 +280,12 @@ def test_saved_and_restored_it_goes_on_bit_for_bit() -> None:
     learner = make([1, 2])
     for _ in range(4):
         learner.update()
-    parts = (learner.population, learner.replay, learner)
+    parts: tuple[Any, ...] = (learner.population, learner.replay, learner)
     saved = [torch.utils._pytree.tree_map_only(Tensor, torch.clone, part.state_dict()) for part in parts]
     expected = [learner.update() for _ in range(4)]
     other = make([3, 4])
-    for part, state in zip((other.population, other.replay, other), saved, strict=True):
+    others: tuple[Any, ...] = (other.population, other.replay, other)
+    for part, state in zip(others, saved, strict=True):
         part.load_state_dict(state)
     for metrics in expected:
         again = other.update()
@@ -307,13 +315,15 @@ def test_without_memory_training_is_that_of_a_state_zeroed_at_each_step() -> Non
     q = reference.head(weights, y.flatten(1, 2)).view(2, 16, S + 1, A)[:, :, :-1]
     expected = q.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
     valid = reference.valid_transitions(batch)
-    assert torch.allclose(out.q_taken, expected.where(valid, 0.0), atol=1e-5) and valid.any()
+    assert torch.allclose(out.q_taken, expected.where(valid, 0.0), atol=1e-5)
+    assert valid.any()
     plain = make([1, 2], spec={"burn_in": 0})
     plain.td_unroll = remember
     plain.update()
     assert not torch.allclose(seen[1][-1].q_taken, out.q_taken, atol=1e-3), "control: memory changes them"
     grad = population.online["lstm.w_hh"].grad
-    assert grad is not None and not grad.any()
+    assert grad is not None
+    assert not grad.any()
     target = network.recurrent(population.target_network)
     assert torch.equal(population.packed_target.params.bias, cut_memory(target).bias)
 
@@ -336,9 +346,13 @@ def test_without_a_target_network_the_online_one_bootstraps() -> None:
 
 def test_bfloat16_operands() -> None:
     learner = make([1, 2])
-    with pytest.raises(ValueError, match="spec.compute_dtype is torch.bfloat16; expected the population's, torch.float32"):
+    with pytest.raises(ValueError, match=r"spec.compute_dtype is torch.bfloat16; expected the population's"):
         Learner(
-            learner.population, learner.replay, TDSpec(gamma=GAMMA, compute_dtype=torch.bfloat16), batch_size=4, sync_every=1
+            learner.population,
+            learner.replay,
+            TDSpec(gamma=GAMMA, compute_dtype=torch.bfloat16),
+            batch_size=4,
+            sync_every=1,
         )
     network = learner.population.network
     population = VectorizedPopulation(network, [1, 2], num_envs=E, gamma=GAMMA, compute_dtype=torch.bfloat16)

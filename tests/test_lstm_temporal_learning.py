@@ -21,6 +21,7 @@ from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 from townlet.population import VectorizedPopulation
 from townlet.replay import SequentialReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GAMMA = 0.9
 TOLERANCE = 0.05  # worst seen over 16 seeds: 0.008; broken learners: 0.5 and more
 CUE, CHOOSE, CHOSEN, WAIT, END = (0, 1), 2, (3, 4), 5, 6
@@ -107,7 +108,8 @@ def train(td_unroll: Callable[[VectorizedPopulation], TDUnroll] | None = None, u
 def test_data_hold_both_actions_in_every_situation() -> None:
     _, replay = build([0, 1, 2, 3, 4])
     sample = replay.sample(200)
-    assert not sample.reset[:, :, 1:5].any() and sample.reset[:, :, 0].all(), "a window is not one whole episode"
+    assert not sample.reset[:, :, 1:5].any(), "a window is not one whole episode"
+    assert sample.reset[:, :, 0].all(), "a window is not one whole episode"
     cue, action = sample.obs[:, :, 0, 1].long(), sample.action
     for member in range(5):
         for step in range(4):
@@ -118,10 +120,12 @@ def test_data_hold_both_actions_in_every_situation() -> None:
 def test_lstm_learns_temporal_sequence() -> None:
     learner = train()
     population = learner.population
-    assert population.members == 5 and learner.updates <= 2000
+    assert population.members == 5
+    assert learner.updates <= 2000
     assert solved(population).all(), f"worst errors {worst_error(population)}"
     gradient = population.online["lstm.w_hh"].grad
-    assert gradient is not None and (gradient.flatten(1).norm(dim=1) > 0).all()
+    assert gradient is not None
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
 def test_it_fails_with_the_target_state_zeroed_at_each_step() -> None:
@@ -139,7 +143,7 @@ def test_it_fails_with_the_target_state_zeroed_at_each_step() -> None:
 def test_it_fails_with_the_target_started_from_zero_at_step_one() -> None:
     def broken(population: VectorizedPopulation) -> TDUnroll:
         def td_unroll(online: RecurrentQParams, _: object, batch: SequenceBatch, spec: TDSpec) -> TDOutput:
-            # one more feature, 1 at step 0 only, shuts the target's input gate there: it enters step 1 with a zero state
+            # one more feature, 1 at step 0 only, shuts the target's input gate there: its state is zero before step 1
             target = population.network.recurrent(population.target_network)
             P, H4, H = online.w_hh.shape
             shut = torch.zeros(P, H4, 1)

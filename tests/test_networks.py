@@ -10,6 +10,7 @@ from townlet import ops, reference
 from townlet.envs.town import TownArgs, TownVectorEnv
 from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork, check_seeds, cut_memory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Params = dict[str, Tensor]
 
 
@@ -47,7 +48,8 @@ def test_mlp_encoder_equals_linear_layers_of_each_member() -> None:
 def test_an_empty_encoder_hands_the_observation_on() -> None:
     network = RecurrentQNetwork(5, 3, encoder=(), hidden_size=8)
     obs = torch.randn(2, 4, 5)
-    assert network.feature_size == 5 and torch.equal(network.encode(network.init([1, 2]), obs), obs)
+    assert network.feature_size == 5
+    assert torch.equal(network.encode(network.init([1, 2]), obs), obs)
 
 
 @pytest.mark.parametrize("head_size", [None, 7])
@@ -65,7 +67,8 @@ def test_head_equals_layers_of_each_member_and_the_operators_head(head_size: int
             expected = linear(params, "head.val", p)(x) + expected - expected.mean(-1, keepdim=True)
         assert torch.allclose(q[p], expected, atol=1e-5)  # observed 4e-7
     weights = network.recurrent(params)
-    assert (weights.w_fc is None) == (head_size is None) and (weights.w_val is None) == (not dueling)
+    assert (weights.w_fc is None) == (head_size is None)
+    assert (weights.w_val is None) == (not dueling)
     assert torch.allclose(q, reference.head(weights, h), atol=1e-5)
 
 
@@ -73,7 +76,8 @@ def test_lstm_weights_map_to_torch() -> None:
     network = RecurrentQNetwork(5, 3, encoder=(9,), hidden_size=8)
     params = network.init([1, 2])
     w = network.recurrent(params)
-    assert w.w_ih is params["lstm.w_ih"] and w.w_hh is params["lstm.w_hh"]
+    assert w.w_ih is params["lstm.w_ih"]
+    assert w.w_hh is params["lstm.w_hh"]
     x = torch.randn(2, 4, 6, 9)
     y, _, _ = ops.lstm_unroll(x, torch.zeros(2, 4, 8), torch.zeros(2, 4, 8), w.w_ih, w.w_hh, w.bias, None)
     for p in range(2):
@@ -89,7 +93,8 @@ def test_a_members_initial_values_depend_on_its_seed_only() -> None:
     torch.manual_seed(99)  # the global generator has no say
     again = network.init([8])
     for name in many:
-        assert torch.equal(many[name][1], alone[name][0]) and torch.equal(alone[name], again[name])
+        assert torch.equal(many[name][1], alone[name][0])
+        assert torch.equal(alone[name], again[name])
     assert not torch.equal(many["lstm.w_hh"][0], many["lstm.w_hh"][1])
 
 
@@ -104,7 +109,8 @@ def test_initial_values_are_as_documented() -> None:
         assert 0.9 * H**-0.5 < params[name].abs().max() <= H**-0.5
     forget = params["lstm.bias"][0].view(4, H).mean(1)
     assert torch.allclose(forget, torch.tensor([0.0, 1.0, 0.0, 0.0]), atol=0.05)
-    assert not params["encoder.0.bias"].any() and not params["head.adv.bias"].any()
+    assert not params["encoder.0.bias"].any()
+    assert not params["head.adv.bias"].any()
 
 
 @pytest.mark.parametrize("town", [{}, {"level": "hamlet"}, {"partial": False}, {"radius": 3, "window": "kind"}])
@@ -112,7 +118,9 @@ def test_spatial_network_equals_convolutions_over_the_towns_maps(town: dict[str,
     args = TownArgs(**town)  # type: ignore[arg-type]
     network = RecurrentSpatialQNetwork.from_town(args)
     layout = args.observation
-    assert network.obs_size == layout.size and network.feature_size == 224 and network.hidden_size == 256
+    assert network.obs_size == layout.size
+    assert network.feature_size == 224
+    assert network.hidden_size == 256
     params = noisy(network.init([1, 2]))
     assert params["conv.0.weight"].shape == (2, 16, layout.map_shape[0], 3, 3)
     assert params["conv.1.weight"].shape == (2, 32, 16, 3, 3)
@@ -144,7 +152,8 @@ def test_spatial_network_from_an_environment() -> None:
     network = RecurrentSpatialQNetwork.from_town(env, hidden_size=32, head_size=None, dueling=False)
     obs, _ = env.reset(seed=0)
     features = network.encode(network.init([1]), torch.as_tensor(obs).unsqueeze(0))
-    assert features.shape == (1, 2, 224) and network.hidden_size == 32
+    assert features.shape == (1, 2, 224)
+    assert network.hidden_size == 32
     with pytest.raises(ValueError, match="town is 3; expected a TownArgs"):
         RecurrentSpatialQNetwork.from_town(3)
 
@@ -158,13 +167,15 @@ def test_cut_memory_equals_a_state_zeroed_before_every_step() -> None:
     zeroed, h, _ = ops.lstm_unroll(x, state[0], state[1], w.w_ih, w.w_hh, w.bias, always)
     cut = cut_memory(w)
     y, h_cut, _ = ops.lstm_unroll(x, state[0], state[1], cut.w_ih, cut.w_hh, cut.bias, None)
-    assert torch.allclose(y, zeroed, atol=1e-6) and torch.allclose(h, h_cut, atol=1e-6)  # observed 6e-8
+    assert torch.allclose(y, zeroed, atol=1e-6)
+    assert torch.allclose(h, h_cut, atol=1e-6)
     carried, _, _ = ops.lstm_unroll(x, state[0], state[1], w.w_ih, w.w_hh, w.bias, None)
     assert not torch.allclose(y, carried, atol=1e-2), "control: memory matters here"
     grads = torch.autograd.grad(y.sum(), [params["lstm.w_hh"], params["lstm.bias"]], allow_unused=True)
     expected = torch.autograd.grad(zeroed.sum(), params["lstm.bias"])[0]
     assert grads[0] is None or not grads[0].any()
-    assert torch.allclose(grads[1], expected, atol=1e-5) and not grads[1].view(2, 4, 8)[:, 1].any()
+    assert torch.allclose(grads[1], expected, atol=1e-5)
+    assert not grads[1].view(2, 4, 8)[:, 1].any()
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 6), (2, 4, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from townlet import ops
 from townlet.networks import RecurrentQNetwork
 from townlet.population import VectorizedPopulation, per_member, require_finite
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OBS, A, H, E = 5, 4, 8, 6
 
 
@@ -49,14 +51,17 @@ def test_act_is_one_lstm_step_and_the_greedy_action() -> None:
     w = pop.network.recurrent(pop.online)
     h, c = torch.zeros(3, E, H), torch.zeros(3, E, H)
     for step in range(4):
-        assert torch.allclose(pop.state[0], h, atol=1e-6) and torch.allclose(pop.state[1], c, atol=1e-6)
+        assert torch.allclose(pop.state[0], h, atol=1e-6)
+        assert torch.allclose(pop.state[1], c, atol=1e-6)
         obs, reset = torch.randn(3, E, OBS), torch.rand(3, E) < 0.3 * (step > 0)
         action = pop.act(obs, reset)
         with torch.no_grad():
             h, c = ops.lstm_step(pop.network.encode(pop.online, obs), h, c, w.w_ih, w.w_hh, w.bias, reset)
             q = pop.network.q_values(pop.online, h)
-        assert action.dtype == torch.int64 and torch.equal(action, q.argmax(-1))
-    assert torch.allclose(pop.state[0], h, atol=1e-6) and h.abs().min() > 0
+        assert action.dtype == torch.int64
+        assert torch.equal(action, q.argmax(-1))
+    assert torch.allclose(pop.state[0], h, atol=1e-6)
+    assert h.abs().min() > 0
     assert not pop.state[0].requires_grad
 
 
@@ -116,7 +121,8 @@ def test_greedy_actions_are_legal_and_the_best_of_them() -> None:
     action = pop.act(obs, none(3, 200), legal)
     assert legal.gather(-1, action.unsqueeze(-1)).all()
     was_legal = legal.gather(-1, free.unsqueeze(-1)).squeeze(-1)
-    assert torch.equal(action[was_legal], free[was_legal]) and not was_legal.all()
+    assert torch.equal(action[was_legal], free[was_legal])
+    assert not was_legal.all()
 
 
 def test_exploration_is_uniform_over_the_legal_actions() -> None:
@@ -164,6 +170,33 @@ def test_an_environments_draws_do_not_depend_on_how_many_there_are() -> None:
         assert torch.equal(a, b[:, :4])
 
 
+def test_acting_follows_every_way_of_writing_the_weights() -> None:
+    pop, obs = population(), torch.randn(3, E, OBS)
+
+    def state() -> Tensor:
+        pop.reset_state()
+        pop.act(obs, none())
+        return pop.state[0].clone()
+
+    seen = [state()]
+    assert torch.equal(state(), seen[0])
+    pop.online_flat += 0.1
+    seen.append(state())
+    with torch.no_grad():
+        pop.online["lstm.w_ih"][1] *= 2
+    seen.append(state())
+    pop.backward(loss(pop, torch.randn(3, 2, 3, OBS)))
+    pop.adam_step()
+    seen.append(state())
+    other = population((7, 8, 9))
+    pop.load_state_dict(other.state_dict())
+    seen.append(state())
+    for before, after in itertools.pairwise(seen):
+        assert not torch.equal(before, after)
+    other.act(obs, none())
+    assert torch.equal(seen[-1], other.state[0])
+
+
 def test_acting_errors_name_the_argument() -> None:
     pop = population()
     obs = torch.zeros(3, E, OBS)
@@ -178,7 +211,8 @@ def test_acting_errors_name_the_argument() -> None:
         before = pop.state[0].clone()
         with pytest.raises(ValueError, match=message):
             pop.act(*arguments)  # type: ignore[arg-type]
-        assert torch.equal(pop.state[0], before) and pop.act_count == 0
+        assert torch.equal(pop.state[0], before)
+        assert pop.act_count == 0
 
 
 # -- learning ------------------------------------------------------------------------------------------------------
@@ -190,14 +224,16 @@ def test_parameters_and_gradients_are_views_of_the_flat_buffers() -> None:
         pop.online_flat[p] += p + 1
     initial = pop.network.init(pop.seeds)
     for name, leaf in pop.online.items():
-        assert leaf.is_leaf and leaf.requires_grad
+        assert leaf.is_leaf
+        assert leaf.requires_grad
         for p in range(3):
             assert torch.allclose(leaf[p], initial[name][p] + p + 1)
     pop.backward(loss(pop, torch.randn(3, 2, 3, OBS)))
     squares = sum((leaf.grad**2).sum() for leaf in pop.online.values())  # type: ignore[operator]
     assert torch.isclose((pop.grad_flat**2).sum(), torch.as_tensor(squares), rtol=1e-5)
     pop.backward(pop.online["head.adv.bias"].sum(1))
-    assert pop.grad_flat.sum() == 3 * A and not pop.online["lstm.w_hh"].grad.any()  # type: ignore[union-attr]
+    assert pop.grad_flat.sum() == 3 * A
+    assert not pop.online["lstm.w_hh"].grad.any()
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e9])
@@ -285,13 +321,15 @@ def test_hard_sync_copies_bit_for_bit_and_only_then() -> None:
     pop.backward(loss(pop, torch.randn(3, 2, 3, OBS)))
     pop.adam_step()
     pop.act(torch.randn(3, E, OBS), none())
-    assert torch.equal(pop.target_flat, before) and torch.equal(packed_weights(pop), seen)
+    assert torch.equal(pop.target_flat, before)
+    assert torch.equal(packed_weights(pop), seen)
     assert not torch.equal(pop.target_flat, pop.online_flat)
     pop.sync_target("hard")
     assert torch.equal(pop.target_flat, pop.online_flat)
     assert not torch.equal(packed_weights(pop), seen)
     for name, v in pop.target_network.items():
-        assert torch.equal(v, pop.online[name]) and not v.requires_grad
+        assert torch.equal(v, pop.online[name])
+        assert not v.requires_grad
     pop.online_flat += 1  # a copy, not an alias
     assert not torch.equal(pop.target_flat, pop.online_flat)
 
@@ -304,7 +342,8 @@ def test_soft_sync_moves_by_tau(tau: float) -> None:
     pop.sync_target("soft", tau)
     expected = (1 - tau) * target.double() + tau * online.double()
     assert (pop.target_flat - expected).abs().max() < 1e-6  # observed 2e-7: one rounding
-    assert torch.equal(pop.online_flat, online) and not torch.equal(packed_weights(pop), seen)
+    assert torch.equal(pop.online_flat, online)
+    assert not torch.equal(packed_weights(pop), seen)
 
 
 def test_soft_sync_with_tau_one_is_hard() -> None:

@@ -14,6 +14,7 @@ from townlet.ops import TDSpec
 from townlet.population import VectorizedPopulation
 from townlet.replay import SequentialReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GAMMA = 0.9
 ONLINE, TARGET = (1.0, 3.0, 2.0), (5.0, -1.0, 7.0)  # Q-values of the three actions, everywhere
 REWARD = 0.5
@@ -79,7 +80,8 @@ def test_the_loss_by_hand(case: dict[str, Any], value: float) -> None:
     assert torch.allclose(metrics["q"], torch.tensor(ONLINE[0]), rtol=1e-5)
     # the gradient of the squared error reaches the bias of the action taken, and no target weight
     bias = learner.population.online["head.adv.bias"].grad
-    assert bias is not None and torch.allclose(bias, torch.tensor([-error, 0.0, 0.0]).expand(2, 3), rtol=1e-5)
+    assert bias is not None
+    assert torch.allclose(bias, torch.tensor([-error, 0.0, 0.0]).expand(2, 3), rtol=1e-5)
 
 
 def test_the_loss_follows_the_target_network() -> None:
@@ -100,7 +102,8 @@ def test_it_is_frozen_between_syncs_and_then_copied_exactly() -> None:
     for update in range(1, 9):
         learner.update()
         if update % 4:
-            assert torch.equal(population.target_flat, frozen) and population.packed_target is packed
+            assert torch.equal(population.target_flat, frozen)
+            assert population.packed_target is packed
             assert not torch.equal(population.online_flat, frozen)
         else:
             assert torch.equal(population.target_flat, population.online_flat)

@@ -24,7 +24,7 @@ SHUT = -1e4
 
 
 class RecurrentNetwork(Protocol):
-    """What population, learner and evaluation need of a network; see `RecurrentQNetwork` for the meaning of each name."""
+    """What population, learner and evaluation need of a network; `RecurrentQNetwork` explains each name."""
 
     obs_size: int
     n_actions: int

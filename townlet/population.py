@@ -116,6 +116,7 @@ class VectorizedPopulation:
         self.target_network = self._views(self.target_flat)
         self.sync_target()
 
+        self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
         self._keys = np.asarray(self.seeds, dtype=np.uint64)
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size)
@@ -170,16 +171,11 @@ class VectorizedPopulation:
             raise ValueError(f"legal has shape {list(allowed.shape)}; expected [P, E, A] = [{P}, {E}, {A}]")
         explore = self._explore_probability(epsilon)
 
-        weights = self.network.recurrent(self.online)
-        h, c = ops.lstm_step(
-            self.network.encode(self.online, x),
-            self._h,
-            self._c,
-            weights.w_ih,
-            weights.w_hh,
-            weights.bias,
-            first if self.memory else self._always,
-        )
+        if self._acting_version != self.online_flat._version:  # the weights were written since they were packed
+            self._acting = ops.pack(self.network.recurrent(self.online))
+            self._acting_version = self.online_flat._version
+        features = self.network.encode(self.online, x)
+        h, c = ops.lstm_step(features, self._h, self._c, self._acting, reset=first if self.memory else self._always)
         q = self.network.q_values(self.online, h)
         if self.memory:
             self._h, self._c = h, c
@@ -323,7 +319,7 @@ class VectorizedPopulation:
 
 def require_finite(what: str, value: Tensor) -> None:
     """ValueError naming the members (first axis of `value`) that hold NaN or infinity."""
-    bad = ~value.isfinite().flatten(1).all(1) if value.dim() > 1 else ~value.isfinite()
+    bad = ~value.reshape(value.shape[0], -1).sum(1).isfinite()  # one pass; values whose sum overflows are as bad
     if bool(bad.any()):
         members = ", ".join(str(int(p)) for p in bad.nonzero())
         raise ValueError(f"{what} of member {members} is not finite (NaN or infinity); its parameters were not updated")

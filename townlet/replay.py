@@ -1,4 +1,4 @@
-"""Sequence replay: what each environment saw and did, kept as one unbroken stream that is cut into windows when sampled.
+"""Sequence replay: what each environment saw and did, one unbroken stream that is cut into windows when sampled.
 
 Every environment of every member has a ring of T steps. Step t of a stream holds observation t, whether it opens an
 episode, the action taken on it and what the world returned. Windows of S transitions (S + 1 observations) start every
@@ -105,17 +105,9 @@ class SequentialReplayBuffer:
             raise ValueError(f"alpha is {alpha}; expected a value in [0, 1]")
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta is {beta}; expected a value in [0, 1]")
-        size = self.measure(
-            members=members,
-            num_envs=num_envs,
-            capacity=capacity,
-            obs_size=obs_size,
-            n_actions=n_actions,
-            hidden_size=hidden_size,
-            seq_len=seq_len,
-            stride=stride,
-            store_legal=store_legal,
-        )
+        sizes = {"members": members, "num_envs": num_envs, "capacity": capacity, "obs_size": obs_size}
+        sizes |= {"n_actions": n_actions, "hidden_size": hidden_size, "seq_len": seq_len}
+        size = self.measure(**sizes, stride=stride, store_legal=store_legal)
         self.members, self.num_envs = members, num_envs
         self.obs_size, self.n_actions, self.hidden_size = obs_size, n_actions, hidden_size
         self.seq_len, self.stride = seq_len, _stride(stride, seq_len)
@@ -171,9 +163,8 @@ class SequentialReplayBuffer:
         store_legal: bool = True,
     ) -> ReplaySize:
         """Ring length, window slots and bytes of a buffer, without allocating it. Errors: ValueError as the class."""
-        sizes = {"members": members, "num_envs": num_envs, "capacity": capacity, "obs_size": obs_size}
-        sizes |= {"n_actions": n_actions, "hidden_size": hidden_size, "seq_len": seq_len}
-        for name, value in sizes.items():
+        sizes = (("members", members), ("num_envs", num_envs), ("capacity", capacity), ("obs_size", obs_size))
+        for name, value in (*sizes, ("n_actions", n_actions), ("hidden_size", hidden_size), ("seq_len", seq_len)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected an int >= 1")
         every = _stride(stride, seq_len)
@@ -181,8 +172,8 @@ class SequentialReplayBuffer:
         if ring < seq_len + 1:
             least = num_envs * (-(-(seq_len + 1) // every) * every)
             raise ValueError(
-                f"capacity is {capacity}: {num_envs} environments of {ring} steps (a multiple of stride {every}), but a "
-                f"window takes {seq_len + 1}; expected at least {least}"
+                f"capacity is {capacity}: {num_envs} environments of {ring} steps (a multiple of stride {every}), but "
+                f"a window takes {seq_len + 1}; expected at least {least}"
             )
         windows = num_envs * (ring // every)
         per_step = 4 * obs_size + 4 + 4 + 3 + (n_actions if store_legal else 0)
@@ -265,8 +256,8 @@ class SequentialReplayBuffer:
         self,
         member: int,
         obs: Tensor | np.ndarray,
-        action: Tensor | np.ndarray,
-        reward: Tensor | np.ndarray,
+        action: Tensor | np.ndarray | Sequence[int],
+        reward: Tensor | np.ndarray | Sequence[float],
         *,
         terminated: bool,
         env: int | None = None,
@@ -451,22 +442,20 @@ class SequentialReplayBuffer:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit. Steps never written are left out; other tensors are shared, not copied."""
+        """Everything needed to go on bit for bit, without steps never written. Tensors may be shared, not copied."""
         filled = int(self._count.amax().clamp(max=self.ring))
         data = {name: v.view(-1, self.ring, *v.shape[1:])[:, :filled].contiguous() for name, v in self._data.items()}
         return {
             "data": data,
-            "h": self._h,
-            "c": self._c,
-            "priority": self._priority,
-            "start": self._start,
-            "count": self._count,
-            "closed": self._closed,
-            "max_priority": self._max_priority,
+            **self._tables(),
             "samples": self._samples,
             "seeds": list(self.seeds),
             "layout": self._layout(),
         }
+
+    def _tables(self) -> dict[str, Tensor]:
+        names = ("h", "c", "priority", "start", "count", "closed", "max_priority")
+        return {name: getattr(self, f"_{name}") for name in names}
 
     def _layout(self) -> dict[str, int]:
         names = ("members", "num_envs", "ring", "stride", "seq_len", "obs_size", "n_actions", "hidden_size")
@@ -483,15 +472,7 @@ class SequentialReplayBuffer:
         for name, value in self._layout().items():
             if state["layout"].get(name) != value:
                 raise ValueError(f"replay state has {name} {state['layout'].get(name)}; expected {value}")
-        buffers = {
-            "h": self._h,
-            "c": self._c,
-            "priority": self._priority,
-            "start": self._start,
-            "count": self._count,
-            "closed": self._closed,
-            "max_priority": self._max_priority,
-        }
+        buffers = self._tables()
         for name, buffer in buffers.items():
             if state[name].shape != buffer.shape:
                 raise ValueError(
