@@ -1,8 +1,8 @@
 """Seeded cases for the operators' tests: random problems, hand-made networks, and the error metrics.
 
-A `Case` names sizes and variants; `draw` turns it into a `Problem` (the four arguments of `td_unroll`) in float32, and
-`Problem.to(torch.float64)` is its exact copy for the twin. Positions that are not valid always hold garbage: NaN rewards
-and out-of-range actions, so that every comparison also shows that they are ignored.
+A `Case` names sizes and variants; `draw` turns it into a `Problem` (the four arguments of `td_unroll`) in float32,
+and `Problem.to(torch.float64)` is its exact copy for the twin. Positions that are not valid always hold garbage: NaN
+rewards and out-of-range actions, so that every comparison also shows that they are ignored.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def margin(problem: Problem) -> float:
     def hidden_and_q(p: RecurrentQParams, x: Tensor) -> tuple[Tensor | None, Tensor]:
         y, _, _ = reference.lstm_unroll(x, batch.h0, batch.c0, p.w_ih, p.w_hh, p.bias, batch.reset)
         h = y.flatten(1, 2)
-        z = None if p.w_fc is None else torch.baddbmm(p.b_fc.unsqueeze(1), h, p.w_fc.mT)  # type: ignore[union-attr]
+        z = None if p.w_fc is None else torch.baddbmm(p.b_fc.unsqueeze(1), h, p.w_fc.mT)
         return z, reference.head(p, h).view(P, B, T, -1)
 
     kink, q = hidden_and_q(online, batch.features_online)
@@ -241,7 +241,7 @@ def leaves(problem: Problem, features: bool = True) -> Problem:
 def evaluate(
     td_unroll: TDUnroll, problem: Problem, incoming: Tensor | None = None, features: bool = True
 ) -> dict[str, Tensor]:
-    """Every output of a call by name, and `grad.<name>` of each differentiable input under `incoming` (default ones)."""
+    """Every output of a call by name, and `grad.<name>` of each differentiable input under `incoming` (ones)."""
     p = leaves(problem, features)
     out = td_unroll(*p)
     out.loss.backward(torch.ones_like(out.loss) if incoming is None else incoming.to(out.loss))

@@ -18,7 +18,7 @@ from townlet import ops, reference
 from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 
-def kernel(online, target, batch, spec) -> TDOutput:  # type: ignore[no-untyped-def]
+def kernel(online, target, batch, spec) -> TDOutput:
     """The compiled path or an error."""
     return ops.td_unroll(online, target, batch, replace(spec, backend="kernel"))
 
@@ -52,7 +52,8 @@ class TestHandNetworks:
     """The building blocks say what they claim."""
 
     def test_table(self, path: Path) -> None:
-        problem = table([[[1.5, -7.0], [0.0, 14.0], [3.0, 2.0]]], [[[0.0, 0.0]] * 3], PLAIN, action=[1, 0], reward=[0, 0])
+        q = [[[1.5, -7.0], [0.0, 14.0], [3.0, 2.0]]]
+        problem = table(q, [[[0.0, 0.0]] * 3], PLAIN, action=[1, 0], reward=[0, 0])
         out, tol = run(path, problem)
         close(out.q_taken, [-7.0, 0.0], tol)
 
@@ -68,8 +69,8 @@ class TestHandNetworks:
 class TestTarget:
     """Which value is bootstrapped."""
 
-    Q_ONLINE = [[[0.0, 0.0, 0.0], [1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]]
-    Q_TARGET = [[[9.0, 9.0, 9.0], [10.0, 2.0, 4.0], [8.0, 12.0, 6.0]]]
+    Q_ONLINE = (((0.0, 0.0, 0.0), (1.0, 3.0, 2.0), (5.0, 4.0, 6.0)),)
+    Q_TARGET = (((9.0, 9.0, 9.0), (10.0, 2.0, 4.0), (8.0, 12.0, 6.0)),)
 
     def problem(self, spec: TDSpec, **fields: Tensor) -> Problem:
         return table(self.Q_ONLINE, self.Q_TARGET, spec, action=[0, 1], reward=[1.0, -1.0], **fields)
@@ -95,7 +96,7 @@ class TestTarget:
     @pytest.mark.parametrize(("double_q", "want"), [(False, [3.0, 0.0]), (True, [2.0, -1.0])])
     def test_legal(self, path: Path, double_q: bool, want: list[float]) -> None:
         # plain: u=1 allows {1, 2}, max(2, 4) = 4: 1 + 2 - 0; u=2 allows {0, 2}, max(8, 6) = 8: -1 + 4 - 3
-        # double: u=1 allows {1, 2}, online prefers 1 (value 2): 1 + 1; u=2 allows {0, 2}, online prefers 2 (6): -1 + 3 - 3
+        # double: u=1, online prefers 1 (value 2): 1 + 1 - 0; u=2, online prefers 2 (value 6): -1 + 3 - 3
         legal = torch.tensor([[[[1, 0, 0], [0, 1, 1], [1, 0, 1]]]], dtype=torch.bool)
         out, tol = run(path, self.problem(replace(PLAIN, double_q=double_q), legal=legal))
         close(out.td_error, want, tol)
@@ -141,15 +142,17 @@ class TestTarget:
 class TestRescaled:
     """eps = 0.001: h(3) = 1.003, h(8) = 2.008, hinv(1.003) = 3 (see test_reference.py)."""
 
+    SPEC = replace(PLAIN, rescale_eps=1e-3)
+
     def test_target_in_rescaled_units(self, path: Path) -> None:
         # the target net says 1.003, that is a value of 3: G = 6.5 + 0.5 * 3 = 8, y = h(8) = 2.008, Q = 1
-        problem = table([[[1.0], [0.0]]], [[[0.0], [1.003]]], replace(PLAIN, rescale_eps=1e-3), action=[0], reward=[6.5])
+        problem = table([[[1.0], [0.0]]], [[[0.0], [1.003]]], self.SPEC, action=[0], reward=[6.5])
         out, tol = run(path, problem)
         close(out.td_error, [1.008], tol)
 
     def test_negative(self, path: Path) -> None:
         # -1.003 is -3: G = -6.5 - 1.5 = -8, y = -2.008, Q = 1
-        problem = table([[[1.0], [0.0]]], [[[0.0], [-1.003]]], replace(PLAIN, rescale_eps=1e-3), action=[0], reward=[-6.5])
+        problem = table([[[1.0], [0.0]]], [[[0.0], [-1.003]]], self.SPEC, action=[0], reward=[-6.5])
         out, tol = run(path, problem)
         close(out.td_error, [-3.008], tol)
 
@@ -181,7 +184,7 @@ class TestDueling:
         close(out.td_error, [4 / 2 - 7, 4 / 2 - 13], tol)
 
     def test_gradient_by_hand(self, path: Path) -> None:
-        # mse, two valid steps, weight 1: dL/dQ(t, a_t) = -td_error / 2. Errors -2 and -8: dQ = 1 (action 1), 4 (action 2).
+        # mse, two valid steps: dL/dQ(t, a_t) = -td_error / 2. Errors -2 and -8: dQ = 1 (action 1), 4 (action 2).
         # b_val gets the sum, 5. b_adv_a gets dQ_a - (1 + 4)/3: (-5/3, 1 - 5/3, 4 - 5/3)
         td_unroll, dtype, tol = path
         grads = evaluate(td_unroll, self.problem().to(dtype))
@@ -214,7 +217,7 @@ class TestHiddenHead:
 class TestLoss:
     """Two sequences of two transitions, v = 0 everywhere and Q = 0: the errors are the rewards."""
 
-    REWARD = [[0.5, -4.0], [3.0, 1.0]]
+    REWARD = ((0.5, -4.0), (3.0, 1.0))
 
     def problem(self, spec: TDSpec, **fields: Tensor) -> Problem:
         zeros = [[[0.0]] * 3] * 2

@@ -1,9 +1,9 @@
 """The compiled operators against their float64 twins: every value and gradient, odd sizes, every variant.
 
-Sizes come from an orthogonal array, in which every pair of levels of every two sizes meets once. Three metrics are taken
-of each tensor (largest error over largest value, 1 - cosine, relative L2); the tolerances stand beside the worst that was
-observed over the three instruction sets. Cases avoid arg-max ties and ReLU kinks (`draw_decided`), where float32 and
-float64 may rightly differ.
+Sizes come from an orthogonal array, in which every pair of levels of every two sizes meets once. Three metrics are
+taken of each tensor (largest error over largest value, 1 - cosine, relative L2); the tolerances stand beside the worst
+that was observed over the three instruction sets. Cases avoid arg-max ties and ReLU kinks (`draw_decided`), where
+float32 and float64 may rightly differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BFLOAT16_VALUES = Deviation(2e-3, 2e-8, 4e-4)  #      observed 4.0e-4, 3.9e-9, 8
 BFLOAT16_GRADIENTS = Deviation(2e-2, 2e-5, 1.2e-2)  # observed 4.8e-3, 4.4e-6, 3.0e-3
 
 
-def kernel_td_unroll(online, target, batch, spec) -> TDOutput:  # type: ignore[no-untyped-def]
+def kernel_td_unroll(online, target, batch, spec) -> TDOutput:
     """The compiled path or an error, never the fallback."""
     return ops.td_unroll(online, target, batch, replace(spec, backend="kernel"))
 
@@ -236,11 +236,11 @@ def test_large_values_survive_rescaling() -> None:
 class TestBfloat16:
     """compute_dtype = bfloat16: operands of the matrix products are rounded, sums stay in float32."""
 
-    CASES = [
+    CASES = (
         replace(BASE, double_q=False, H=33, D=17, F=17),
         replace(BASE, double_q=False, H=17, F=None, dueling=False),
         replace(BASE, double_q=False, target=False, B=17, rescale_eps=0.0),
-    ]
+    )
 
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_near_the_rounding_twin(self, case: Case) -> None:
@@ -258,7 +258,7 @@ class TestBfloat16:
             assert deviation(rounded[name], plain[name]).scaled > 1e-4, name
 
 
-def unroll(lstm_unroll, inputs: list[Tensor], reset: Tensor | None, incoming: list[Tensor]) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+def unroll(lstm_unroll, inputs: list[Tensor], reset: Tensor | None, incoming: list[Tensor]) -> dict[str, Tensor]:
     """Results and gradients of one lstm_unroll under the given incoming gradients of y, h_T and c_T."""
     fresh = [v.detach().clone().requires_grad_() for v in inputs]
     out = lstm_unroll(*fresh, reset)
@@ -279,7 +279,9 @@ def unroll_case(P: int, B: int, T: int, D: int, H: int, seed: int) -> tuple[list
     return inputs, torch.rand(P, B, T, generator=g) < 0.15, incoming
 
 
-UNROLL_SIZES = [(1 + (i + j) % 3, ODD[i], ODD[j], ODD[(i + j) % 5], ODD[(i + 2 * j) % 5]) for i in range(5) for j in range(5)]
+UNROLL_SIZES = [
+    (1 + (i + j) % 3, ODD[i], ODD[j], ODD[(i + j) % 5], ODD[(i + 2 * j) % 5]) for i in range(5) for j in range(5)
+]
 
 
 class TestLstm:
@@ -291,7 +293,8 @@ class TestLstm:
         for r in (reset, None) if size[1] <= 17 else (reset,):
             got = unroll(ops.lstm_unroll, inputs, r, incoming)
             want = unroll(reference.lstm_unroll, [v.double() for v in inputs], r, incoming)
-            assert got.keys() == want.keys() and len(got) == 9
+            assert got.keys() == want.keys()
+            assert len(got) == 9
             check({name: deviation(got[name], want[name]) for name in want})
 
     @pytest.mark.parametrize("used", [0, 1, 2])
@@ -345,4 +348,5 @@ def test_every_instruction_set(isa: str) -> None:
     if torch.ops.townlet.isa_levels() & lanes:
         assert done.returncode == 0, done.stderr[-2000:]
     else:
-        assert done.returncode != 0 and f"TOWNLET_ISA is '{isa}'" in done.stderr, done.stderr[-2000:]
+        assert done.returncode != 0
+        assert f"TOWNLET_ISA is '{isa}'" in done.stderr, done.stderr[-2000:]

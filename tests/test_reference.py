@@ -59,9 +59,7 @@ def test_gradcheck_would_see_a_leak() -> None:
     problem = leaves(draw_decided(case, least=1e-3).to(torch.float64))
 
     def loss(w_hh: Tensor) -> Tensor:
-        return reference.td_unroll(
-            problem.online._replace(w_hh=w_hh), problem.target, problem.batch, problem.spec
-        ).loss
+        return reference.td_unroll(problem.online._replace(w_hh=w_hh), problem.target, problem.batch, problem.spec).loss
 
     assert not torch.autograd.gradcheck(loss, (problem.online.w_hh,), atol=1e-8, rtol=1e-6, raise_exception=False)
 
@@ -175,10 +173,12 @@ class TestCases:
             batch.legal.any(-1) & ~batch.legal.all(-1),
             ~ok.any(-1),
         ):
-            assert bool(event.any()) and not bool(event.all())
+            assert bool(event.any())
+            assert not bool(event.all())
         assert not bool(batch.reward[~ok].isfinite().any())
         assert bool(((batch.action[~ok] < 0) | (batch.action[~ok] >= 4)).all())
-        assert bool(batch.reward[ok].isfinite().all()) and bool((batch.action[ok] < 4).all())
+        assert bool(batch.reward[ok].isfinite().all())
+        assert bool((batch.action[ok] < 4).all())
 
     def test_margin_sees_a_tie(self) -> None:
         problem = draw(Case(F=None, dueling=False, legal=False))

@@ -1,14 +1,15 @@
-"""The oracle against something different in structure: `torch.nn.LSTM` one sequence at a time, returns in Python floats.
+"""The oracle against something different in structure: `torch.nn.LSTM` one sequence at a time, returns in floats.
 
 The twin steps all members and sequences together through time with masks. Here each sequence is cut at its resets and
-at the end of burn-in, the pieces go through `torch.nn.LSTM`, and targets are scalar loops that walk the definition. Both
-are compared in float64, values and gradients, over every variant.
+at the end of burn-in, the pieces go through `torch.nn.LSTM`, and targets are scalar loops that walk the definition.
+Both are compared in float64, values and gradients, over every variant.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from townlet import reference
 from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 
-def walk(p: RecurrentQParams, m: int, x: Tensor, h: Tensor, c: Tensor, cuts: list[int], detach_at: int):  # type: ignore[no-untyped-def]
+def walk(p: RecurrentQParams, m: int, x: Tensor, h: Tensor, c: Tensor, cuts: list[int], detach_at: int):
     """LSTM outputs [S+1, H] of one sequence x [S+1, D]; the state is zeroed at `cuts`, made constant at `detach_at`."""
     D, H = x.shape[1], h.shape[0]
     lstm = torch.nn.LSTM(D, H, batch_first=True, dtype=x.dtype)
@@ -32,7 +33,7 @@ def walk(p: RecurrentQParams, m: int, x: Tensor, h: Tensor, c: Tensor, cuts: lis
     }
     edges = sorted({0, len(x), detach_at, *cuts})
     pieces = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if start == detach_at:
             h, c = h.detach(), c.detach()
         if start in cuts:
@@ -69,7 +70,9 @@ def unsquash(y: float, eps: float) -> float:
     return (low + high) / 2
 
 
-def independent(online: RecurrentQParams, target: RecurrentQParams | None, batch: SequenceBatch, spec: TDSpec) -> TDOutput:
+def independent(
+    online: RecurrentQParams, target: RecurrentQParams | None, batch: SequenceBatch, spec: TDSpec
+) -> TDOutput:
     """td_unroll by the definitions, one member and one sequence at a time."""
     P, B, S = batch.action.shape
     L = spec.burn_in
@@ -98,7 +101,8 @@ def independent(online: RecurrentQParams, target: RecurrentQParams | None, batch
                 return unsquash(float(q_other[u, best].detach()), spec.rescale_eps)
 
             def is_valid(t: int, m: int = m, b: int = b) -> bool:
-                return bool(batch.mask[m, b, t]) and (bool(batch.terminated[m, b, t]) or not bool(batch.reset[m, b, t + 1]))
+                cut = bool(batch.reset[m, b, t + 1]) and not bool(batch.terminated[m, b, t])
+                return bool(batch.mask[m, b, t]) and not cut
 
             errors = []
             for t in range(S):
