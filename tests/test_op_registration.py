@@ -1,0 +1,216 @@
+"""Every op of `torch.ops.townlet` as torch sees it: schema, fake kernel, autograd registration, torch.compile.
+
+Sample arguments are not written down here but recorded: the public functions run under a dispatch mode that notes each
+call of the namespace, so that a new op without a sample turns `test_every_op_is_sampled` red.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from op_cases import Case, Problem, deviation, draw, leaves
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from townlet import ops
+from townlet.params import RecurrentQParams, TDOutput
+
+CASE = Case(P=2, B=2, S=4)
+Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
+
+
+def registered() -> set[str]:
+    """Names of all ops of the namespace, overloads included."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {n if "." in n else f"{n}.default" for n in names if n.startswith("townlet::")}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the calls of townlet's ops, below autograd; `grad` says whether the caller wanted gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.grad = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "townlet":
+            assert not kwargs
+            grad = self.grad and not func.name().endswith("_backward")  # whose own derivative is refused
+            copy = (
+                a.detach().clone().requires_grad_(grad and a.requires_grad) if isinstance(a, Tensor) else a
+                for a in args
+            )
+            self.calls.append((f"{func.name()}.{func._overloadname}", func, tuple(copy)))
+        return func(*args, **(kwargs or {}))
+
+
+def record() -> list[Call]:
+    """Calls of every op over the variants that change which arguments are there."""
+    torch.manual_seed(0)
+    with Recorder() as recorder:
+        for case in (CASE, replace(CASE, B=1, P=1, S=1, burn_in=0, target=False, legal=False, F=None, dueling=False)):
+            recorder.grad = True
+            p = leaves(draw(case))
+            w, b = p.online, p.batch
+            ops.td_unroll(*p).loss.sum().backward()
+            for reset in (b.reset, None):
+                y, _, _ = ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, reset)
+                y.sum().backward()
+                first = None if reset is None else reset[:, :, 0]
+                ops.lstm_step(b.features_online[:, :, 0], b.h0, b.c0, ops.pack(w), reset=first)
+            recorder.grad = False
+            with torch.no_grad():
+                ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, b.reset)
+                ops.td_unroll(*p.with_spec(compute_dtype=torch.bfloat16))
+        recorder.grad = True
+        ops.td_unroll(*leaves(draw(CASE), features=False))
+    return recorder.calls
+
+
+CALLS = record()
+
+
+def test_every_op_is_sampled() -> None:
+    names = registered()
+    for name in ("td_unroll", "lstm_unroll", "lstm_unroll_backward", "lstm_step", "pack"):
+        assert f"townlet::{name}.default" in names
+    # ops without a tensor (what the build is) run outside the dispatch mode and have no fake kernel to check
+    plain = {n for n in names if "Tensor" not in str(getattr(torch.ops.townlet, n[9:-8]).default._schema)}
+    assert plain == {"townlet::lanes.default", "townlet::isa_levels.default"}
+    assert names - plain == {name for name, _, _ in CALLS}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in CALLS}))
+def test_opcheck(name: str) -> None:
+    """Schema, autograd registration, fake tensors and ahead-of-time autograd, static and dynamic, on each sample."""
+    for func, args in ((f, a) for n, f, a in CALLS if n == name):
+        torch.library.opcheck(func, args)
+
+
+def test_opcheck_would_see_a_wrong_fake_kernel() -> None:
+    """Control: an op with the same behaviour and a fake kernel of another shape is refused."""
+
+    @torch.library.custom_op("townlet_test::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    @twice.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    with pytest.raises(torch.testing._internal.optests.generate_tests.OpCheckError):
+        torch.library.opcheck(twice._opoverload, (torch.zeros(3),))
+
+
+class TestCompile:
+    """torch.compile(fullgraph=True): no graph break, the same numbers and gradients as eager."""
+
+    @staticmethod
+    def step(scale: Tensor, problem: Problem) -> tuple[Tensor, TDOutput]:
+        """A little network around the op: features are scaled below it, the loss squared above it."""
+        x = problem.batch.features_online * scale
+        out = ops.td_unroll(problem.online, problem.target, problem.batch._replace(features_online=x), problem.spec)
+        return out.loss.square().sum(), out
+
+    def run(self, f: Callable[..., Any], problem: Problem) -> tuple[TDOutput, list[Tensor]]:
+        p = leaves(problem)
+        scale = torch.full((), 1.5, requires_grad=True)
+        loss, out = f(scale, p)
+        inputs = [scale, p.batch.features_online, *(v for v in p.online if v is not None)]
+        return out, list(torch.autograd.grad(loss, inputs))
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            CASE,
+            replace(CASE, target=False, legal=False, member_gamma=False),
+            replace(CASE, F=None, dueling=False, loss="mse", double_q=False, n_step=1, burn_in=0, rescale_eps=0.0),
+        ],
+        ids=str,
+    )
+    def test_td_unroll(self, case: Case) -> None:
+        torch._dynamo.reset()
+        compiled = torch.compile(self.step, fullgraph=True, backend="aot_eager")
+        problem = draw(case)
+        got, got_grads = self.run(compiled, problem)
+        want, want_grads = self.run(self.step, problem)
+        for name, a, b in zip(TDOutput._fields, got, want, strict=True):
+            assert torch.equal(a, b), name
+            assert a.requires_grad == b.requires_grad, name
+        for a, b in zip(got_grads, want_grads, strict=True):
+            assert deviation(a, b).scaled < 1e-6  # observed 0
+
+    def test_td_unroll_with_a_packed_target(self) -> None:
+        torch._dynamo.reset()
+        problem = draw(CASE)
+        assert problem.target is not None
+        handle = ops.pack(problem.target)
+
+        def step(online: RecurrentQParams, batch: Any) -> Tensor:
+            return ops.td_unroll(online, handle, batch, problem.spec).td_error
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(problem.online, problem.batch), step(problem.online, problem.batch))
+
+    def test_dynamic_batch(self) -> None:
+        """Another B and S through the same compiled function."""
+        torch._dynamo.reset()
+        compiled = torch.compile(self.step, fullgraph=True, backend="aot_eager", dynamic=True)
+        small = replace(CASE, F=None, dueling=False, target=False, legal=False, member_gamma=False)
+        for case in (replace(small, B=3, S=5), replace(small, B=7, S=9)):
+            problem = draw(case)
+            got, got_grads = self.run(compiled, problem)
+            want, want_grads = self.run(self.step, problem)
+            assert torch.equal(got.td_error, want.td_error)
+            for a, b in zip(got_grads, want_grads, strict=True):
+                assert deviation(a, b).scaled < 1e-6
+
+    @pytest.mark.parametrize("with_reset", [True, False])
+    def test_lstm_unroll(self, with_reset: bool) -> None:
+        torch._dynamo.reset()
+        problem = draw(CASE)
+        reset = problem.batch.reset if with_reset else None
+
+        def f(*inputs: Tensor) -> Tensor:
+            y, h, c = ops.lstm_unroll(inputs[0].tanh(), *inputs[1:], reset)
+            return (y * y).sum() + h.sum() - 2 * c.sum()
+
+        inputs = [problem.batch.features_online, problem.batch.h0, problem.batch.c0, *problem.online[:3]]
+        results = []
+        for g in (torch.compile(f, fullgraph=True, backend="aot_eager"), f):
+            fresh = [v.clone().requires_grad_() for v in inputs]
+            value = g(*fresh)
+            results.append([value.detach(), *torch.autograd.grad(value, fresh)])
+        for a, b in zip(*results, strict=True):
+            assert deviation(a, b).scaled < 1e-6  # observed 0
+
+    def test_lstm_step(self) -> None:
+        torch._dynamo.reset()
+        p = draw(CASE)
+        handle = ops.pack(p.online)
+
+        def f(x: Tensor, h: Tensor, c: Tensor, reset: Tensor) -> Tensor:
+            for _ in range(2):
+                h, c = ops.lstm_step(x, h, c, handle, reset=reset)
+            return h + c
+
+        args = (p.batch.features_online[:, :, 0], p.batch.h0, p.batch.c0, p.batch.reset[:, :, 0])
+        assert torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(*args), f(*args))
+
+
+def test_meta_tensors_give_shapes() -> None:
+    """The fake kernels run on the meta device: shapes without memory."""
+    seen = 0
+    for name, func, args in CALLS:
+        if name == "townlet::lstm_unroll.default":
+            shapes = [v.shape for v in func(*args)]
+            out = func(*(a.detach().to("meta") if isinstance(a, Tensor) else a for a in args))
+            assert [v.shape for v in out] == shapes
+            assert all(v.device.type == "meta" for v in out)
+            seen += 1
+    assert seen > 4
