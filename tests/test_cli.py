@@ -14,6 +14,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from townlet import checkpoint, cli, doctor, ops, progress, report
 from townlet.cli import main
 from townlet.config import Config
 from townlet.records import COLUMNS, Records, new_folder
+from townlet.trainer import Trainer
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
@@ -245,6 +247,22 @@ def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
             main(argv)
 
 
+def test_a_world_that_cannot_be_drawn_is_named(tmp_path, capsys, monkeypatch):
+    folder = str(tmp_path / "run")
+    flags = [*arguments(tiny(members=1, final_eval_episodes=0)), "--env", "popgym-PositionOnlyCartPoleEasy-v0"]
+    assert main(["train", *flags, "--run-dir", folder]) == 0
+    assert main(["watch", folder]) == 2
+    assert "offers pictures ['human', 'rgb_array'], expected 'ansi'" in capsys.readouterr().err
+
+    def no_library(self):
+        raise gymnasium.error.DependencyNotInstalled("the drawing library is not installed")
+
+    monkeypatch.setattr(gymnasium.vector.SyncVectorEnv, "render", no_library)
+    assert main(["watch", folder, "--gif", str(tmp_path / "x.gif")]) == 2
+    assert "cannot be drawn: the drawing library is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "x.gif").exists()
+
+
 def test_watch_clears_a_terminal_between_frames(run, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -383,6 +401,15 @@ def test_progress_in_a_terminal_is_a_bar(monkeypatch):
     assert "steps/s" in text
     assert "return 0.5" in text
     assert "hello" in text
+
+
+def test_a_run_stopped_before_its_first_record_has_its_files(tmp_path):
+    run = Trainer(tiny(run_dir=str(tmp_path / "run")))
+    run.act_step = lambda: signal.raise_signal(signal.SIGTERM)
+    run.train()
+    assert report.finish(run) is None
+    assert {"summary.json", "learning.png", "metrics.csv"} <= {p.name for p in run.folder.iterdir()}
+    assert Trainer.resume(tmp_path / "run").env_steps == 0
 
 
 def test_records_leave_what_is_not_known_empty(tmp_path):

@@ -125,8 +125,11 @@ class VectorAdapter:
         self._steps = int(state["steps"])
 
     def render(self) -> Any:
-        """What the underlying VectorEnv renders."""
-        return self.env.render()
+        """What the underlying VectorEnv renders. Raises ValueError when it cannot."""
+        try:
+            return self.env.render()
+        except gymnasium.error.Error as error:
+            raise ValueError(f"{self.name}: cannot be drawn: {error}") from None
 
     def close(self) -> None:
         """Release the worlds."""
