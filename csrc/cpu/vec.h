@@ -26,10 +26,10 @@ static inline V round_bf16(V v) {
 }
 
 struct Math {
-  // e^x for x in [-87, 88], clamped outside; at most 2 ulp.  NaN stays NaN.
+  // e^x, at most 2 ulp off for x in [-87, 88]; e^-87 below and infinity above.  NaN stays NaN.
   static inline V exp(V x) {
+    const VI over = x > 88.0f;
     x = select(x < -87.0f, splat(-87.0f), x);
-    x = select(x > 88.0f, splat(88.0f), x);
     const V shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
     const V n = shifted - 12582912.0f;
     const V r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
@@ -40,9 +40,10 @@ struct Math {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return (V)((VI)p + ((VI)shifted << 23));  // times 2^n
+    p = (V)((VI)p + ((VI)shifted << 23));  // times 2^n
+    return select(over, splat(__builtin_inff()), p);
   }
-  // absolute error at most 1e-7
+  // absolute error at most 1e-7; exactly 0 below -88, so that a gate can be shut
   static inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
   // absolute error at most 2e-7, relative at most 4e-7: a polynomial near 0, where the quotient would cancel
   static inline V tanh(V x) {
