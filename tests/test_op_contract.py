@@ -355,6 +355,21 @@ class TestPack:
         got = ops.td_unroll(problem.online, ops.pack(problem.target), problem.batch, spec).td_error
         assert torch.equal(got, want)
 
+    def test_twin(self) -> None:
+        """The twin's handle is a snapshot for the twin."""
+        problem = draw(CASE)
+        assert problem.target is not None
+        handle = reference.pack(problem.target)
+        want = reference.td_unroll(*problem).td_error
+        problem.target.w_adv.add_(1.0)
+        assert torch.equal(reference.td_unroll(problem.online, handle, problem.batch, problem.spec).td_error, want)
+        assert not torch.equal(reference.td_unroll(*problem).td_error, want)
+
+    def test_every_operator_has_a_twin(self) -> None:
+        for name in ("td_unroll", "lstm_unroll", "lstm_step", "pack"):
+            assert name in ops.__all__
+            assert callable(getattr(reference, name))
+
 
 ANNOUNCED = """
 import warnings
