@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _native as _native  # loads the libraries that register torch.ops.townlet
 from . import reference
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, _check, check_lstm, check_params, check_td
+from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_step, check_td, check_unroll
 
 __all__ = [
     "PackedParams",
@@ -66,8 +66,7 @@ def pack(params: RecurrentQParams, compute_dtype: torch.dtype = torch.float32) -
     params: float32 (or float64, reference only). compute_dtype: that of the TDSpec it will be used with.
     Errors: ValueError naming the parameter that does not fit.
     """
-    check_params("", params)
-    kept = RecurrentQParams._make(None if v is None else v.detach().clone() for v in params)
+    kept = reference.pack(params)
     panels = None
     if _kernel_fits("pack", params.w_ih):
         panels = torch.ops.townlet.pack(*kept, compute_dtype == torch.bfloat16)
@@ -140,16 +139,7 @@ def lstm_unroll(
     reset [P, B, T] bool or None: where set, the state is zeroed before step t. Gradients reach x, h0, c0 and weights.
     Errors: ValueError naming the argument.
     """
-    P, D, H = check_lstm("", w_ih, w_hh, bias)
-    if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x has shape {got}; expected [P, B, T, D] = [{P}, B, T, {D}], all positive")
-    B, T = x.shape[1], x.shape[2]
-    _check("x", x, (P, B, T, D), (w_ih.dtype,), w_ih)
-    _check("h0", h0, (P, B, H), (w_ih.dtype,), w_ih)
-    _check("c0", c0, (P, B, H), (w_ih.dtype,), w_ih)
-    if reset is not None:
-        _check("reset", reset, (P, B, T), (torch.bool,), w_ih)
+    check_unroll(x, h0, c0, w_ih, w_hh, bias, reset)
     if not _kernel_fits("lstm_unroll", w_ih):
         return reference.lstm_unroll(x, h0, c0, w_ih, w_hh, bias, reset)
     save = torch.is_grad_enabled() and any(v.requires_grad for v in (x, h0, c0, w_ih, w_hh, bias))
@@ -175,16 +165,10 @@ def lstm_step(
     packed = w_ih if isinstance(w_ih, PackedParams) else None
     if isinstance(w_ih, PackedParams):
         w_ih, w_hh, bias = w_ih.params[:3]
-    assert isinstance(w_ih, Tensor)
     if w_hh is None or bias is None:
-        raise ValueError("w_hh and bias are None; expected tensors, since w_ih is not a PackedParams")
-    P, D, H = check_lstm("", w_ih, w_hh, bias)
-    E = x.shape[1] if isinstance(x, Tensor) and x.dim() == 3 else 1
-    _check("x", x, (P, E, D), (w_ih.dtype,), w_ih)
-    _check("h", h, (P, E, H), (w_ih.dtype,), w_ih)
-    _check("c", c, (P, E, H), (w_ih.dtype,), w_ih)
-    if reset is not None:
-        _check("reset", reset, (P, E), (torch.bool,), w_ih)
+        missing = "w_hh" if w_hh is None else "bias"
+        raise ValueError(f"{missing} is None; expected a tensor, since w_ih is not a PackedParams")
+    check_step(x, h, c, w_ih, w_hh, bias, reset)
     if packed is not None and packed.compute_dtype != torch.float32:
         raise ValueError(f"w_ih was packed for {packed.compute_dtype}; expected torch.float32")
     if not _kernel_fits("lstm_step", w_ih):

@@ -149,6 +149,36 @@ def check_lstm(prefix: str, w_ih: Tensor, w_hh: Tensor, bias: Tensor) -> tuple[i
     return P, D, H4 // 4
 
 
+def check_unroll(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None
+) -> None:
+    """The arguments of lstm_unroll; ValueError names what does not fit."""
+    P, D, H = check_lstm("", w_ih, w_hh, bias)
+    if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x has shape {got}; expected [P, B, T, D] = [{P}, B, T, {D}], all positive")
+    B, T = x.shape[1], x.shape[2]
+    _check("x", x, (P, B, T, D), (w_ih.dtype,), w_ih)
+    _check("h0", h0, (P, B, H), (w_ih.dtype,), w_ih)
+    _check("c0", c0, (P, B, H), (w_ih.dtype,), w_ih)
+    if reset is not None:
+        _check("reset", reset, (P, B, T), (torch.bool,), w_ih)
+
+
+def check_step(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None) -> None:
+    """The arguments of lstm_step; ValueError names what does not fit."""
+    P, D, H = check_lstm("", w_ih, w_hh, bias)
+    if not isinstance(x, Tensor) or x.dim() != 3 or 0 in x.shape:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x has shape {got}; expected [P, E, D] = [{P}, E, {D}], all positive")
+    E = x.shape[1]
+    _check("x", x, (P, E, D), (w_ih.dtype,), w_ih)
+    _check("h", h, (P, E, H), (w_ih.dtype,), w_ih)
+    _check("c", c, (P, E, H), (w_ih.dtype,), w_ih)
+    if reset is not None:
+        _check("reset", reset, (P, E), (torch.bool,), w_ih)
+
+
 def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, int]:
     """(P, D, H, F, A) of the parameters; ValueError names what does not fit."""
     P, D, H = check_lstm(prefix, p.w_ih, p.w_hh, p.bias)
@@ -165,7 +195,8 @@ def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, 
         _check(f"{prefix}b_fc", p.b_fc, (P, F), fl, p.w_ih)
     A = p.w_adv.shape[1] if isinstance(p.w_adv, Tensor) and p.w_adv.dim() == 3 else 0
     if A == 0:
-        raise ValueError(f"{prefix}w_adv has shape {list(p.w_adv.shape)}; expected [P, A, F] = [{P}, A, {F}]")
+        got = list(p.w_adv.shape) if isinstance(p.w_adv, Tensor) else type(p.w_adv).__name__
+        raise ValueError(f"{prefix}w_adv has shape {got}; expected [P, A, F] = [{P}, A, {F}]")
     _check(f"{prefix}w_adv", p.w_adv, (P, A, F), fl, p.w_ih)
     _check(f"{prefix}b_adv", p.b_adv, (P, A), fl, p.w_ih)
     if p.w_val is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_lstm, check_td
+from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_params, check_step, check_td, check_unroll
 
 
 def _matmul(x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,7 +34,7 @@ def lstm_step(
     x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Twin of `townlet.ops.lstm_step`: x [P, E, D], h and c [P, E, H], reset [P, E] bool or None -> (h, c)."""
-    check_lstm("", w_ih, w_hh, bias)
+    check_step(x, h, c, w_ih, w_hh, bias, reset)
     if reset is not None:
         h, c = (v.masked_fill(reset.unsqueeze(-1), 0.0) for v in (h, c))
     return cell(x, h, c, w_ih, w_hh, bias)
@@ -44,6 +44,7 @@ def lstm_unroll(
     x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, reset: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Twin of `townlet.ops.lstm_unroll`: x [P, B, T, D], reset [P, B, T] bool or None -> (y [P, B, T, H], h_T, c_T)."""
+    check_unroll(x, h0, c0, w_ih, w_hh, bias, reset)
     h, c, ys = h0, c0, []
     for t in range(x.shape[2]):
         h, c = lstm_step(x[:, :, t], h, c, w_ih, w_hh, bias, None if reset is None else reset[:, :, t])
@@ -120,6 +121,12 @@ def n_step_return(
         v = value.gather(2, boot.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         out[:, :, t] = G + torch.where(boot >= 0, discount * v, 0.0)
     return out
+
+
+def pack(params: RecurrentQParams) -> RecurrentQParams:
+    """Twin of `townlet.ops.pack`: a detached copy, to be passed as `target`."""
+    check_params("", params)
+    return RecurrentQParams._make(None if v is None else v.detach().clone() for v in params)
 
 
 def td_unroll(
