@@ -84,8 +84,12 @@ def state_of(learner: Learner) -> list[Tensor]:
 
 def test_an_update_is_the_reference_loss_then_clip_then_adam() -> None:
     learner, twin = make([1, 2]), make([1, 2])
+    for each in (learner, twin):
+        drawn = each.replay.sample(30)
+        each.replay.update_priorities(drawn, (drawn.start + 1.0).float())
     metrics = learner.update()
     population, network, sample = twin.population, twin.population.network, twin.replay.sample(16)
+    assert sample.weight.min() < 0.9, "importance weights have no say here"
     batch = SequenceBatch(
         network.encode(population.online, sample.obs), network.encode(population.target_network, sample.obs).detach(),
         sample.h0, sample.c0, sample.action, sample.reward, sample.terminated, sample.reset, sample.mask, sample.weight,
