@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 from worlds import tiny
 
-from townlet.config import Config, add_arguments, from_arguments
+from townlet.config import Config
+from townlet.flags import add_arguments, from_arguments
 
 
 def flags(*argv: str) -> dict:
@@ -34,9 +35,31 @@ def test_evaluation_differs_from_training_where_it_must():
     assert Config(env="CartPole-v1").training_args == {} == Config(env="CartPole-v1").evaluation_args
 
 
+def test_stages_of_the_curriculum():
+    world = Config(curriculum="off").training_args
+    assert Config(curriculum="off").stages == [(0, world)]
+    config = Config(curriculum=["40 size=5", "1e3 depletion=1.0 size=6", "2_000"])
+    assert config.stages == [
+        (0, world),
+        (40, {**world, "size": 5}),
+        (1000, {**world, "size": 6, "depletion": 1.0}),
+        (2000, world),
+    ]
+    assert flags("--curriculum", "0 size=5", "9")["curriculum"] == ["0 size=5", "9"]
+    # the default stages leave alone what the user sets; evaluation is not touched by any of this
+    for n, args in Config(env_args={"size": 7}).stages:
+        assert n >= 0
+        assert args["size"] == 7
+    assert "size" not in Config().evaluation_args
+    assert Config(env="CartPole-v1").stages == [(0, {})]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"curriculum": ["later size=5"]}, r"curriculum: 'later size=5' does not begin with a step"),
+        ({"curriculum": ["5 size"]}, r"curriculum: '5 size' holds something that is not key=value"),
+        ({"curriculum": ["9 size=5", "5"]}, r"expected stages in the order of their steps"),
         ({"members": 0}, r"members=0: expected at least 1"),
         ({"members": 1.5}, r"members=1.5: expected an integer"),
         ({"members": True}, r"members=True: expected an integer"),

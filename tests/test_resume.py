@@ -13,13 +13,16 @@ from worlds import clock, tiny
 from townlet import checkpoint
 from townlet.checkpoint import CheckpointError
 from townlet.records import read_metrics
-from townlet.trainer import Trainer, read_run, stop_signals
+from townlet.signals import stop_signals
+from townlet.trainer import Trainer, read_run
 
 CASES = {
     "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, **c),
     "town, hard sync": lambda **c: tiny(eval_every=40, **c),
     "clock": lambda **c: clock(prioritised=True, **c),
     "no memory": lambda **c: clock(memory=False, **c),
+    "between stages": lambda **c: tiny(curriculum=["0 size=4", "100 size=5"], lr_end=0.1, lr_decay_steps=200, **c),
+    "at a stage": lambda **c: tiny(curriculum=["0 size=4", "120 size=5"], **c),
 }
 
 

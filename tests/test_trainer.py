@@ -68,14 +68,15 @@ def test_epsilon_per_member_and_along_the_ladder():
 
 
 def test_learning_starts_and_replay_ratio_are_kept_exactly():
-    """4 environments, 4 * (6 - 2) = 16 transitions per update; from step 40 on, ratio 2 pays an update per 8 steps."""
-    run, log = Trainer(clock()), []
-    while run.env_steps < 160:
-        run.act_step()
-        run.learn()
-        log.append((run.env_steps, run.updates))
-    assert all(updates == max(0, (steps - 40) * 2 // 16) for steps, updates in log)
-    assert log[-1] == (160, 15)
+    """4 environments, 4 * (6 - 2) = 16 transitions per update: ratio 2 pays one in 8 steps, 20 several a step."""
+    for ratio in (2, 20):
+        run, log = Trainer(clock(replay_ratio=ratio)), []
+        while run.env_steps < 160:
+            run.act_step()
+            run.learn()
+            log.append((run.env_steps, run.updates))
+        assert all(updates == max(0, (steps - 40) * ratio // 16) for steps, updates in log)
+        assert log[-1] == (160, 120 * ratio // 16)
     slow = Trainer(clock(replay_ratio=0.1))
     slow.train()
     assert slow.updates == int(120 * 0.1 / 16)
@@ -97,7 +98,7 @@ def test_the_stored_stream_is_what_happened(config):
 
     run.replay.add = spy
     run.train()
-    world = run.make(config.env, 8, **config.training_args)
+    world = run.make(config.env, 8, **config.stages[0][1])
     obs, legal = world.reset([s for p in range(2) for s in training_seeds(p, 4)])
     over, reset = np.zeros(8, bool), np.ones(8, bool)
     ends = 0
@@ -296,3 +297,47 @@ def test_an_operator_can_be_handed_in():
     run = Trainer(clock(), td_unroll=counted)
     run.train()
     assert len(calls) == run.updates == 15
+
+
+def test_the_curriculum_changes_the_training_worlds_and_nothing_else():
+    config = tiny(total_steps=120, curriculum=["0 size=4", "40 size=5 depletion=1.0", "80"])
+    run = Trainer(config)
+    seen = []
+    act_step = run.act_step
+
+    def spy():
+        args = run.worlds.env.args
+        seen.append((run.env_steps, args.size, args.depletion, run.evaluation_worlds(1).env.args.size))
+        act_step()
+
+    run.act_step = spy
+    run.train()
+    steps, sizes, depletions, evaluated = zip(*seen, strict=True)
+    assert sizes == tuple(4 if n < 40 else 5 if n < 80 else 8 for n in steps)
+    assert depletions == tuple(1.0 if 40 <= n < 80 else 1.5 for n in steps)
+    assert set(evaluated) == {8}
+
+
+def test_a_stage_cuts_the_running_episodes_as_truncated():
+    run = Trainer(tiny(total_steps=44, replay_ratio=0.0, curriculum=["0 size=4", "40 size=5"]))
+    rows = []
+    add = run.replay.add
+    run.replay.add = lambda *args: (rows.append([a.clone() for a in args]), add(*args))
+    run.train()
+    _obs, _reset, _legal, _h, _c, _action, _reward, terminated, mask = rows[10]  # added by the change, after 10 steps
+    assert not mask.any()
+    assert not terminated.any()
+    assert rows[11][1].all()  # then every environment opens an episode
+    assert len(rows) == 12
+
+
+def test_the_learning_rate_falls_linearly_and_stays():
+    run = Trainer(tiny(lr=(1e-3, 2e-3), lr_end=0.1, lr_decay_steps=100))
+    rates = {}
+    update = run.learner.update
+    run.learner.update = lambda: (rates.setdefault(run.env_steps, run.population.lr.clone()), update())[1]
+    run.train()
+    for step, rate in rates.items():
+        expected = torch.tensor([1e-3, 2e-3]) * (1 - 0.9 * min(1.0, step / 100))
+        torch.testing.assert_close(rate, expected)
+    assert min(rates) < 100 < max(rates)

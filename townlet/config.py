@@ -7,7 +7,6 @@ once, here, when the object is made.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import math
 from collections.abc import Callable, Mapping
@@ -19,16 +18,18 @@ import yaml
 
 from .envs.adapter import TOWN_ID
 
-# What a world gets when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
-WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
-    TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2, "reward": "wellbeing", "random_start": True},
-}
-# Evaluation measures what we care about, from full meters, whatever the training reward was.
+# What a world is when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
+WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2}}
+# What training changes in it, unless the key is in `env_args`.
+TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
+# Stages of the default training; keys in `env_args` are left out of them.
+CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {TOWN_ID: ()}
+# What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
 
 
 # Headings of --help and config.yaml, each above the setting that follows.
-_GROUPS = {
+GROUPS = {
     "env": "world",
     "members": "population",
     "total_steps": "length",
@@ -55,7 +56,7 @@ class Config:
     env: str = _setting(TOWN_ID, "Gymnasium id of the world")
     env_args: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"meaning": "arguments of the world as key=value; laid over the world's training defaults"},
+        metadata={"meaning": "arguments of the world as key=value; they win over the world's defaults"},
     )
     eval_env_args: dict[str, Any] = field(
         default_factory=dict,
@@ -63,6 +64,11 @@ class Config:
             "meaning": "arguments that differ in evaluation, as key=value; for the Town survival reward and full "
             "meters unless given"
         },
+    )
+    curriculum: tuple[str, ...] | None = _setting(
+        None,
+        "stages of training, each 'STEP key=value ...': from that environment step on, these arguments are laid over "
+        "the world's (no arguments: the world itself); off for none",
     )
     seed: int = _setting(0, "seed of member 0; member p uses seed + p")
 
@@ -108,6 +114,8 @@ class Config:
     loss: str = _setting("huber", "huber or mse")
     huber_delta: float = _setting(1.0, "TD error at which huber turns linear")
     lr: float | tuple[float, ...] = _setting(1e-3, "Adam learning rate; one value, or one per member, comma separated")
+    lr_end: float = _setting(1.0, "factor of the learning rate reached linearly after lr_decay_steps")
+    lr_decay_steps: int = _setting(0, "environment steps per member over which the learning rate falls; 0 for constant")
     adam_eps: float = _setting(1e-5, "Adam epsilon")
     clip_norm: float = _setting(10.0, "largest gradient norm of a member")
     sync_every: int = _setting(200, "updates between hard copies to the target network; unused when tau is given")
@@ -160,8 +168,8 @@ class Config:
         lines = []
         values = self.to_dict()
         for f in fields(self):
-            if f.name in _GROUPS:
-                lines += ["", f"# ---- {_GROUPS[f.name]}"]
+            if f.name in GROUPS:
+                lines += ["", f"# ---- {GROUPS[f.name]}"]
             value = yaml.safe_dump(values[f.name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines += [f"# {f.metadata['meaning']}", f"{f.name}: {value}"]
         Path(path).write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
@@ -174,13 +182,26 @@ class Config:
 
     @property
     def training_args(self) -> dict[str, Any]:
-        """Arguments of the training worlds."""
-        return {**WORLD_DEFAULTS.get(self.env, {}), **self.env_args}
+        """Arguments of the training worlds, before any stage of the curriculum."""
+        return {**WORLD_DEFAULTS.get(self.env, {}), **TRAINING_DEFAULTS.get(self.env, {}), **self.env_args}
 
     @property
     def evaluation_args(self) -> dict[str, Any]:
-        """Arguments of the evaluation worlds: the training ones, what evaluation changes, what the user changes."""
-        return {**self.training_args, **EVALUATION_DEFAULTS.get(self.env, {}), **self.eval_env_args}
+        """Arguments of the evaluation worlds: the world itself, what evaluation changes, what the user changes."""
+        world = {**WORLD_DEFAULTS.get(self.env, {}), **self.env_args}
+        return {**world, **EVALUATION_DEFAULTS.get(self.env, {}), **self.eval_env_args}
+
+    @property
+    def stages(self) -> list[tuple[int, dict[str, Any]]]:
+        """(first step, arguments of the training worlds) of every stage, in order; the first begins at step 0."""
+        given = self.curriculum
+        texts = CURRICULUM_DEFAULTS.get(self.env, ()) if given is None else () if given == ("off",) else given
+        stages = [_stage(text) for text in texts]
+        if given is None:
+            stages = [(n, {k: v for k, v in args.items() if k not in self.env_args}) for n, args in stages]
+        if not stages or stages[0][0] > 0:
+            stages.insert(0, (0, {}))
+        return [(first, {**self.training_args, **args}) for first, args in stages]
 
     @property
     def trained_per_update(self) -> int:
@@ -224,6 +245,10 @@ def _ints(v: Any) -> tuple[int, ...]:
     return tuple(_int(x) for x in v) if isinstance(v, (list, tuple)) else (_int(v),)
 
 
+def _strs(v: Any) -> tuple[str, ...]:
+    return (_str(v),) if isinstance(v, str) else tuple(_str(x) for x in v)
+
+
 def _floats(v: Any) -> float | tuple[float, ...]:
     if isinstance(v, (list, tuple)):
         return tuple(_float(x) for x in v)
@@ -237,26 +262,27 @@ def _args(v: Any) -> dict[str, Any]:
 
 
 # By annotation: what converts a value, what the error says was expected, how --help shows it.
-_KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "int": (_int, "an integer", "N"),
     "float": (_float, "a finite number", "X"),
     "str": (_str, "a non-empty string", "NAME"),
     "bool": (_bool, "true or false", ""),
     "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
+    "tuple[str, ...]": (_strs, "a list of strings", "STAGE"),
     "float | tuple[float, ...]": (_floats, "a finite number, or a list of one per member", "X"),
     "dict[str, Any]": (_args, "key=value pairs", "K=V"),
 }
 
 
-def _kind(f: Field[Any]) -> tuple[str, bool]:
+def kind_of(f: Field[Any]) -> tuple[str, bool]:
     """(annotation without None, whether None is allowed)."""
     annotation = str(f.type)
     return annotation.removesuffix(" | None"), annotation.endswith(" | None")
 
 
 def _checked(f: Field[Any], value: Any) -> Any:
-    kind, optional = _kind(f)
-    convert, wanted, _ = _KINDS[kind]
+    kind, optional = kind_of(f)
+    convert, wanted, _ = KINDS[kind]
     if value is None and optional:
         return None
     try:
@@ -290,12 +316,13 @@ _AT_LEAST_0 = [
     "rescale_eps",
     "epsilon_decay_steps",
     "epsilon_ladder",
+    "lr_decay_steps",
     "eval_every",
     "checkpoint_every",
     "final_eval_episodes",
     "replay_ratio",
 ]
-_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end"]
+_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end"]
 _POSITIVE = ["huber_delta", "lr", "adam_eps", "clip_norm"]
 
 
@@ -321,6 +348,8 @@ def _validate(c: Config) -> None:
         require(
             not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)"
         )
+    steps = [first for first, _ in c.stages]
+    require(steps == sorted(set(steps)), "curriculum", "stages in the order of their steps")
     require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
     require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
     require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")
@@ -335,6 +364,30 @@ def _validate(c: Config) -> None:
     at_least = f"at least num_envs * (seq_len + 1) = {window}, one window per environment"
     require(c.capacity >= window, "capacity", at_least)
     require(c.learning_starts >= window, "learning_starts", at_least)
+
+
+def _stage(text: str) -> tuple[int, dict[str, Any]]:
+    """'STEP key=value ...' -> (step, arguments). Raises ValueError."""
+    first, *pairs = text.replace(":", " ").split()
+    args = {key: scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    step = scalar(first)
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
+        raise ValueError(f"curriculum: {text!r} does not begin with a step; expected 'STEP key=value ...'")
+    if not all("=" in pair for pair in pairs):
+        raise ValueError(f"curriculum: {text!r} holds something that is not key=value")
+    return int(step), args
+
+
+def scalar(text: str) -> Any:
+    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say."""
+    if text.lower() == "none":
+        return None
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return yaml.safe_load(text)
 
 
 def reject_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -360,72 +413,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds {type(values).__name__}, expected 'setting: value' lines")
     reject_unknown(values, str(path))
-    numeric = {f.name for f in fields(Config) if _kind(f)[0] not in ("str", "dict[str, Any]")}
+    numeric = {f.name for f in fields(Config) if "str" not in kind_of(f)[0]}
     # YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number.
-    return {k: _scalar(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}
-
-
-# ---- command line ---------------------------------------------------------------------------------------------------
-
-
-def _scalar(text: str) -> Any:
-    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say."""
-    if text.lower() == "none":
-        return None
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            pass
-    return yaml.safe_load(text)
-
-
-def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:
-    kind, optional = _kind(f)
-
-    def parse(text: str) -> Any:
-        if kind == "str":
-            return None if optional and text.lower() == "none" else text
-        if "tuple" in kind and "," in text:
-            return [_scalar(part) for part in text.split(",") if part]
-        return _scalar(text)
-
-    return parse
-
-
-class _KeyValues(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        pairs = dict(getattr(namespace, self.dest, None) or {})
-        for text in values:
-            key, separator, value = text.partition("=")
-            if not (separator and key):
-                parser.error(f"{option_string}: {text!r} is not key=value")
-            pairs[key] = _scalar(value)
-        setattr(namespace, self.dest, pairs)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
-    group: Any = parser
-    for f in fields(Config):
-        if f.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[f.name])
-        kind, _ = _kind(f)
-        flag, meaning = "--" + f.name.replace("_", "-"), f.metadata["meaning"].replace("%", "%%")
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": _KINDS[kind][2]}
-        if kind == "dict[str, Any]":
-            group.add_argument(flag, nargs="+", action=_KeyValues, help=meaning, **options)
-            continue
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        options["help"] = f"{meaning} (default: {'none' if shown is None else shown})"
-        if kind == "bool":
-            del options["metavar"]
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        else:
-            group.add_argument(flag, type=_parse_flag(f), **options)
-
-
-def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The settings given as flags."""
-    names = {f.name for f in fields(Config)}
-    return {k: v for k, v in vars(namespace).items() if k in names}
+    return {k: scalar(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}

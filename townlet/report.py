@@ -41,7 +41,7 @@ class Agent:
         path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
         tree = read_run(path)
         config = Config.from_dict(tree["config"], source=str(path))
-        adapter = make_worlds(config.env, 1, **config.training_args)
+        adapter = make_worlds(config.env, 1, **config.evaluation_args)
         network = build_network(config, adapter)
         adapter.close()
         return cls(config, network, tree["population"]["online"], tree["env_steps"])

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,7 @@ from .population import VectorizedPopulation
 from .progress import Progress
 from .records import EpisodeStatistics, Records, new_folder
 from .replay import SequentialReplayBuffer
+from .signals import stop_signals
 
 CHANGEABLE_ON_RESUME = frozenset(
     [
@@ -85,7 +83,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         P, E = config.members, config.num_envs
-        self.worlds = make(config.env, P * E, **config.training_args)
+        self.stage = 0  # of the curriculum
+        self.worlds = self._training_worlds()
         self.network = build_network(config, self.worlds)
         obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
         sizes = _replay_sizes(config, self.worlds, self.network, legal is not None)
@@ -126,6 +125,7 @@ class Trainer:
         self._learned_count = 0
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
         self._ladder = _ladder(config)
+        self._lr = self.population.lr.clone()
         self._epsilon_end = torch.tensor(config.per_member("epsilon_end"), dtype=torch.float64)
         self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
         self._resumed_at: int | None = None
@@ -133,6 +133,11 @@ class Trainer:
     def _rows(self, array: np.ndarray) -> Tensor:
         """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
         return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
+
+    def _training_worlds(self) -> VectorAdapter:
+        """The worlds of the present stage."""
+        c = self.config
+        return self.make(c.env, c.members * c.num_envs, **c.stages[self.stage][1])
 
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
         if folder is None and not record:
@@ -184,11 +189,17 @@ class Trainer:
     def learn(self) -> None:
         """The updates that are due."""
         begun = time.perf_counter()
+        if self.config.lr_decay_steps:
+            self.population.lr = self._lr * self._lr_factor()
         while self.updates < self.updates_due():
             for name, value in self.learner.update().items():
                 self._learned[name] = self._learned.get(name, 0.0) + value.detach().double()
             self._learned_count += 1
         self.seconds["update"] += time.perf_counter() - begun
+
+    def _lr_factor(self) -> float:
+        c = self.config
+        return 1.0 - (1.0 - c.lr_end) * min(1.0, self.env_steps / c.lr_decay_steps)
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -207,6 +218,7 @@ class Trainer:
         begun, before = time.perf_counter(), self.elapsed
         saved_at = -1
         while self.env_steps < c.total_steps and not stop:
+            self._enter_stage()
             self.act_step()
             self.learn()
             self.elapsed = before + time.perf_counter() - begun
@@ -314,6 +326,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "env_steps": self.env_steps,
             "restarts": self.restarts,
+            "stage": self.stage,
             "elapsed": self.elapsed,
             "seconds": dict(self.seconds),
             "population": self.population.state_dict(),
@@ -344,21 +357,36 @@ class Trainer:
         self.episodes.load_state_dict(tree["episodes"])
         self._learned, self._learned_count = dict(tree["learned"]["sums"]), tree["learned"]["count"]
         self._mark = self._now()
+        if self.stage != tree["stage"]:
+            self.stage = tree["stage"]
+            self.worlds.close()
+            self.worlds = self._training_worlds()
         if tree["worlds"] is not None and self.worlds.resumable:
             self.worlds.set_state(tree["worlds"])
-        else:
-            self._restart_episodes()
-
-    def _restart_episodes(self) -> None:
-        """The worlds cannot be restored: cut the running episodes as truncated and begin new ones from saved seeds.
-
-        The observation each episode had reached becomes its final one, as an autoreset step would have stored it.
-        """
-        c = self.config
+            return
         self.say(
             f"resume: {self.worlds.why_not_resumable}; every environment starts a fresh episode and the cut one is "
             "stored as truncated, so this run is not a bit-exact continuation"
         )
+        self._cut_episodes()
+
+    def _enter_stage(self) -> None:
+        """Begin the stage of the curriculum that the step count has reached, if it is not this one."""
+        due = sum(first <= self.env_steps for first, _ in self.config.stages) - 1
+        if due == self.stage:
+            return
+        self.stage = due
+        self.worlds.close()
+        self.worlds = self._training_worlds()
+        self._cut_episodes()
+        self.say(f"stage {due + 1} of {len(self.config.stages)} at step {self.env_steps:,}")
+
+    def _cut_episodes(self) -> None:
+        """Store the running episodes as truncated and begin new ones in ``worlds``, from seeds that a checkpoint knows.
+
+        The observation each episode had reached becomes its final one, as an autoreset step would have stored it.
+        """
+        c = self.config
         h, cell = self.population.state
         nothing = torch.zeros(c.members, c.num_envs)
         never = torch.zeros(c.members, c.num_envs, dtype=torch.bool)
@@ -453,24 +481,3 @@ def _ladder(config: Config) -> Tensor:
 def _crossed(now: int, step: int, every: int) -> bool:
     """Whether a multiple of ``every`` lies in (now - step, now]; never for ``every`` = 0."""
     return every > 0 and now // every > (now - step) // every
-
-
-@contextmanager
-def stop_signals() -> Any:
-    """Inside, SIGINT and SIGTERM fill the yielded list instead of killing; a second one raises KeyboardInterrupt."""
-    caught: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may install handlers
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number))
-
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
