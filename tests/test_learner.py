@@ -87,6 +87,7 @@ def test_an_update_is_the_reference_loss_then_clip_then_adam() -> None:
     for each in (learner, twin):
         drawn = each.replay.sample(30)
         each.replay.update_priorities(drawn, (drawn.start + 1.0).float())
+        each.population.online_flat *= 1.2  # the target is another network
     metrics = learner.update()
     population, network, sample = twin.population, twin.population.network, twin.replay.sample(16)
     assert sample.weight.min() < 0.9, "importance weights have no say here"

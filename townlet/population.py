@@ -121,7 +121,6 @@ class VectorizedPopulation:
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size)
         self._c = torch.zeros_like(self._h)
-        self._always = torch.ones(self.members, num_envs, dtype=torch.bool)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """Name -> [P, ...] view into a flat buffer [P, N]."""
@@ -175,9 +174,9 @@ class VectorizedPopulation:
             self._acting = ops.pack(self.network.recurrent(self.online))
             self._acting_version = self.online_flat._version
         features = self.network.encode(self.online, x)
-        h, c = ops.lstm_step(features, self._h, self._c, self._acting, reset=first if self.memory else self._always)
+        h, c = ops.lstm_step(features, self._h, self._c, self._acting, reset=first)
         q = self.network.q_values(self.online, h)
-        if self.memory:
+        if self.memory:  # else the state stays what it was made as: zero
             self._h, self._c = h, c
 
         if allowed is None:
