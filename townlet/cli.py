@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config, add_arguments, from_arguments
+from .config import Config
+from .flags import add_arguments, from_arguments
+from .signals import sigterm_unwinds
 
 _EPILOG = """\
 A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        with _sigterm_ends_politely():
+        with sigterm_unwinds():
             return int(arguments.run(arguments))
     except (ValueError, OSError, MemoryError) as error:
         if arguments.debug:
@@ -79,23 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-
-
-@contextmanager
-def _sigterm_ends_politely() -> Iterator[None]:
-    """Inside, SIGTERM unwinds like an exception (exit code 143); ``Trainer.train`` has its own, saving answer."""
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _positive(text: str) -> int:

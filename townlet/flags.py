@@ -1,0 +1,63 @@
+"""One command line flag for every setting, made from ``Config``'s own fields."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any
+
+from .config import GROUPS, KINDS, Config, kind_of, scalar
+
+
+def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:
+    kind, optional = kind_of(f)
+
+    def parse(text: str) -> Any:
+        if kind == "str":
+            return None if optional and text.lower() == "none" else text
+        if "tuple" in kind and "," in text:
+            return [scalar(part) for part in text.split(",") if part]
+        return scalar(text)
+
+    return parse
+
+
+class _KeyValues(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        pairs = dict(getattr(namespace, self.dest, None) or {})
+        for text in values:
+            key, separator, value = text.partition("=")
+            if not (separator and key):
+                parser.error(f"{option_string}: {text!r} is not key=value")
+            pairs[key] = scalar(value)
+        setattr(namespace, self.dest, pairs)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
+    group: Any = parser
+    for f in fields(Config):
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
+        kind, _ = kind_of(f)
+        flag, meaning = "--" + f.name.replace("_", "-"), f.metadata["meaning"].replace("%", "%%")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": KINDS[kind][2]}
+        if kind == "dict[str, Any]":
+            group.add_argument(flag, nargs="+", action=_KeyValues, help=meaning, **options)
+            continue
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        options["help"] = f"{meaning} (default: {'none' if shown is None else shown})"
+        if kind == "tuple[str, ...]":
+            group.add_argument(flag, nargs="+", **options)
+        elif kind == "bool":
+            del options["metavar"]
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(flag, type=_parse_flag(f), **options)
+
+
+def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings given as flags."""
+    names = {f.name for f in fields(Config)}
+    return {k: v for k, v in vars(namespace).items() if k in names}
