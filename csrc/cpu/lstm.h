@@ -70,8 +70,8 @@ struct GateStep {
   int64_t D, H, Hp, ldx;
   const float *x, *gates, *gate_bias;  // operand rows, packed panels
   const float* c_in;
-  float* c_out;      // may be c_in
-  float* y;          // [R][Hp] outputs (rounded with bf16), or null
+  float* c_out;             // may be c_in
+  float* y;                 // [R][Hp] outputs (rounded with bf16), or null
   float* g = nullptr;       // [R][4 Hp] activated gates, or null
   float* x_next = nullptr;  // operand rows of the next step, or null
   float* h_last = nullptr;  // [R][H] unrounded outputs, or null
@@ -131,9 +131,9 @@ static inline void cell_backward(const LstmScratch& s, int64_t t, const float* d
     const float *c_prev = s.c(t) + r * s.Hp, *c = s.c(t + 1) + r * s.Hp, *above = dh_above + r * s.Hp;
     float *dh = b.carry_h + r * s.Hp, *dc = b.carry_c + r * s.Hp;
     for (int64_t u = 0; u < s.Hp; u += kLanes, g += kWide) {
-      const CellBackward<V> d = lstm_cell_backward<Math>(
-          load(g), load(g + kLanes), load(g + 2 * kLanes), load(g + 3 * kLanes), fresh ? V{} : load(c_prev + u),
-          load(c + u), load(above + u) + load(dh + u), load(dc + u));
+      const CellBackward<V> d = lstm_cell_backward<Math>(load(g), load(g + kLanes), load(g + 2 * kLanes),
+                                                         load(g + 3 * kLanes), fresh ? V{} : load(c_prev + u),
+                                                         load(c + u), load(above + u) + load(dh + u), load(dc + u));
       store(g, bf16 ? round_bf16(d.di) : d.di);
       store(g + kLanes, bf16 ? round_bf16(d.df) : d.df);
       store(g + 2 * kLanes, bf16 ? round_bf16(d.dg) : d.dg);

@@ -57,8 +57,7 @@ struct UnrollForward : UnrollRun {
       for (int64_t r = 0; r < l.R; ++r)
         memcpy(q.y + ((at + r) * T + t) * H, l.y(t) + r * l.Hp, size_t(H) * sizeof(float));
     }
-    for (int64_t r = 0; r < l.R; ++r)
-      memcpy(q.c_final + (at + r) * H, l.c(T) + r * l.Hp, size_t(H) * sizeof(float));
+    for (int64_t r = 0; r < l.R; ++r) memcpy(q.c_final + (at + r) * H, l.c(T) + r * l.Hp, size_t(H) * sizeof(float));
   }
   void pack_item(int64_t item) const {
     const int64_t blocks = net.Hp / kLanes, p = item / blocks;
@@ -76,7 +75,9 @@ struct UnrollForward : UnrollRun {
   }
 };
 
-static void lstm_unroll(const UnrollProblem& q, Parallel parallel) { UnrollForward(q).run(parallel); }
+static void lstm_unroll(const UnrollProblem& q, Parallel parallel) {
+  UnrollForward(q).run(parallel);
+}
 
 struct UnrollBackward : UnrollRun {
   const UnrollGradProblem& q;
@@ -101,8 +102,7 @@ struct UnrollBackward : UnrollRun {
       memcpy(b.carry_c + r * l.Hp, q.dc_final + (at + r) * H, size_t(H) * sizeof(float));
     }
     for (int64_t t = T - 1; t >= 0; --t) {
-      for (int64_t r = 0; r < l.R; ++r)
-        memcpy(dy + r * l.Hp, q.dy + ((at + r) * T + t) * H, size_t(H) * sizeof(float));
+      for (int64_t r = 0; r < l.R; ++r) memcpy(dy + r * l.Hp, q.dy + ((at + r) * T + t) * H, size_t(H) * sizeof(float));
       const Resets reset = s.resets.step(t);
       cell_backward(l, t, dy, b, reset, false);
       recurrent_backward(l, t, w_hh_back + s.p * 4 * l.Hp * l.Hp, b, reset);
@@ -142,15 +142,16 @@ struct UnrollBackward : UnrollRun {
     w_ih_back = w_hh_back + hh;
     carries = w_ih_back + ih;
     buffers = carries + carry;
-    parallel.run(2 * P, this,
-                 [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->pack_item(i); });
+    parallel.run(2 * P, this, [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->pack_item(i); });
     parallel.run(P * shards, this, [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->work(i); });
     parallel.run(P * blocks, this,
                  [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->grad_item(i); });
   }
 };
 
-static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) { UnrollBackward(q).run(parallel); }
+static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) {
+  UnrollBackward(q).run(parallel);
+}
 
 // One acting step: E rows per member, in shards, from packed weights.
 struct StepRun {
@@ -160,8 +161,11 @@ struct StepRun {
   float* x = nullptr;  // [P][E][ldx]
 
   explicit StepRun(const StepProblem& p)
-      : q(p), net(NetSizes{p.P, p.D, p.H, p.H, 1, false, false}), rows(lesser(p.E, 48)),
-        shards((p.E + rows - 1) / rows), ldx(LstmScratch::row_stride(p.D, p.H)) {}
+      : q(p),
+        net(NetSizes{p.P, p.D, p.H, p.H, 1, false, false}),
+        rows(lesser(p.E, 48)),
+        shards((p.E + rows - 1) / rows),
+        ldx(LstmScratch::row_stride(p.D, p.H)) {}
 
   void work(int64_t item) const {
     const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, q.E - e0), at = p * q.E + e0;
@@ -181,8 +185,7 @@ struct StepRun {
     g.h_last = q.h_out + at * q.H;
     g.reset = reset;
     gate_step(R, g);
-    for (int64_t r = 0; r < R; ++r)
-      memcpy(q.c_out + (at + r) * q.H, c + r * net.Hp, size_t(q.H) * sizeof(float));
+    for (int64_t r = 0; r < R; ++r) memcpy(q.c_out + (at + r) * q.H, c + r * net.Hp, size_t(q.H) * sizeof(float));
   }
 };
 

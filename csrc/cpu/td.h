@@ -24,8 +24,17 @@ struct TDRun {
   float *packed = nullptr, *scratch = nullptr, *row_loss = nullptr, *count = nullptr, *buffers = nullptr;
 
   TDRun(const TDProblem& problem, Parallel par)
-      : q(problem), parallel(par), net(problem.net), P(q.net.P), B(q.B), S(q.S), T(q.S + 1), D(q.net.D), H(q.net.H),
-        A(q.net.A), L(q.td.burn_in) {
+      : q(problem),
+        parallel(par),
+        net(problem.net),
+        P(q.net.P),
+        B(q.B),
+        S(q.S),
+        T(q.S + 1),
+        D(q.net.D),
+        H(q.net.H),
+        A(q.net.A),
+        L(q.td.burn_in) {
     rows = shard_rows(B, D, H);
     shards = (B + rows - 1) / rows;
     backward = q.param_grads || q.feature_grad;
@@ -228,8 +237,7 @@ struct TDRun {
     float* dh = s.head.d_hidden + from * net.Fp;
     const float* hidden = s.head.hidden + from * net.Fp;
     gemm(n, net.Fp, Gemm{net.outputs, d_out, w + net.out_back, net.Op, dh, net.Fp, nullptr, false, q.bf16});
-    for (int64_t i = 0; i < n * net.Fp; i += kLanes)
-      store(dh + i, select(load(hidden + i) > 0.0f, load(dh + i), V{}));
+    for (int64_t i = 0; i < n * net.Fp; i += kLanes) store(dh + i, select(load(hidden + i) > 0.0f, load(dh + i), V{}));
     gemm(n, net.Hp, Gemm{net.F, dh, w + net.fc_back, net.Fp, dy, net.Hp});
   }
 
@@ -314,14 +322,16 @@ struct TDRun {
       const int64_t col = (part - gate_blocks) * kWide, n = lesser(kWide, net.F - col);
       head_grad(
           p, n, H, net.Hp, col, net.Fp, [](const Shard& s) { return s.head.d_hidden; },
-          [](const Shard& s) { return s.lstm.Y; }, buffer, [&](int64_t i) {
+          [](const Shard& s) { return s.lstm.Y; }, buffer,
+          [&](int64_t i) {
             const int64_t row = p * net.F + col + i;
             return HeadRow{g.w_fc + row * H, g.b_fc + row};
           });
     } else {
       head_grad(
           p, net.outputs, net.F, net.Fp, 0, net.Op, [](const Shard& s) { return s.head.d_out; },
-          [fc = net.has_fc](const Shard& s) { return fc ? s.head.hidden : s.lstm.Y; }, buffer, [&](int64_t i) {
+          [fc = net.has_fc](const Shard& s) { return fc ? s.head.hidden : s.lstm.Y; }, buffer,
+          [&](int64_t i) {
             const int64_t row = p * A + i;
             return i < A ? HeadRow{g.w_adv + row * net.F, g.b_adv + row} : HeadRow{g.w_val + p * net.F, g.b_val + p};
           });
@@ -355,4 +365,6 @@ struct TDRun {
   }
 };
 
-static void td_unroll(const TDProblem& q, Parallel parallel) { TDRun(q, parallel).run(); }
+static void td_unroll(const TDProblem& q, Parallel parallel) {
+  TDRun(q, parallel).run();
+}
