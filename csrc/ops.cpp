@@ -79,12 +79,8 @@ Tensor need(const Tensor& t, const char* name, std::initializer_list<int64_t> sh
 }
 constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
 
-const float* fp(const Optional& t) {
-  return t ? t->const_data_ptr<float>() : nullptr;
-}
-const bool* bp(const Optional& t) {
-  return t ? t->const_data_ptr<bool>() : nullptr;
-}
+const float* fp(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+const bool* bp(const Optional& t) { return t ? t->const_data_ptr<bool>() : nullptr; }
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(like, std::vector<int64_t>(shape), kFloat);
 }
@@ -131,12 +127,8 @@ struct Net {
   }
 };
 
-int64_t lanes() {
-  return kernels().lanes;
-}
-int64_t isa_levels() {
-  return runnable_lanes();
-}
+int64_t lanes() { return kernels().lanes; }
+int64_t isa_levels() { return runnable_lanes(); }
 
 Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
                 const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val, const Optional& b_val, bool bf16) {

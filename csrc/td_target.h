@@ -50,9 +50,7 @@ TOWNLET_HD float td_rescale_inverse(float x, float eps) {
 }
 
 // a real transition whose successor is in the sequence, or that terminated
-TOWNLET_HD bool td_valid(const TDSequence& s, int t) {
-  return s.mask[t] && (s.terminated[t] || !s.reset[t + 1]);
-}
+TOWNLET_HD bool td_valid(const TDSequence& s, int t) { return s.mask[t] && (s.terminated[t] || !s.reset[t + 1]); }
 
 // value of the greedy legal action at observation u, in the units of reward
 TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& k, int u) {

@@ -7,12 +7,8 @@
 constexpr int kVecs = 4;
 constexpr int kWide = kVecs * kLanes;
 
-static inline int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
-static inline int64_t lesser(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <int R, int N>
 struct Tile {
@@ -44,28 +40,15 @@ static inline void for_row_tiles(int64_t rows, Body& body) {
     const int64_t left = rows - row;
     const int64_t r = left >= 2 * kRows ? kRows : left > kRows ? (left + 1) / 2 : left;
     switch (r) {
-      case 1:
-        body.template run<1, N>(row);
-        break;
-      case 2:
-        body.template run<2, N>(row);
-        break;
-      case 3:
-        body.template run<3, N>(row);
-        break;
+      case 1: body.template run<1, N>(row); break;
+      case 2: body.template run<2, N>(row); break;
+      case 3: body.template run<3, N>(row); break;
 #if TOWNLET_ROWS > 3
-      case 4:
-        body.template run<4, N>(row);
-        break;
-      case 5:
-        body.template run<5, N>(row);
-        break;
-      default:
-        body.template run<6, N>(row);
-        break;
+      case 4: body.template run<4, N>(row); break;
+      case 5: body.template run<5, N>(row); break;
+      default: body.template run<6, N>(row); break;
 #else
-      default:
-        __builtin_unreachable();
+      default: __builtin_unreachable();
 #endif
     }
     row += r;
@@ -77,18 +60,10 @@ template <class Body>
 static inline void for_tiles(int64_t rows, int64_t cols, Body& body) {
   for (body.col = 0; body.col < cols; body.col += kWide) {
     switch (lesser(kVecs, (cols - body.col) / kLanes)) {
-      case 1:
-        for_row_tiles<1>(rows, body);
-        break;
-      case 2:
-        for_row_tiles<2>(rows, body);
-        break;
-      case 3:
-        for_row_tiles<3>(rows, body);
-        break;
-      default:
-        for_row_tiles<4>(rows, body);
-        break;
+      case 1: for_row_tiles<1>(rows, body); break;
+      case 2: for_row_tiles<2>(rows, body); break;
+      case 3: for_row_tiles<3>(rows, body); break;
+      default: for_row_tiles<4>(rows, body); break;
     }
   }
 }
@@ -126,9 +101,7 @@ struct Gemm {
   }
 };
 
-static inline void gemm(int64_t rows, int64_t cols, Gemm g) {
-  for_tiles(rows, cols, g);
-}
+static inline void gemm(int64_t rows, int64_t cols, Gemm g) { for_tiles(rows, cols, g); }
 
 // C += A^T B over K shared rows: A [K][lda] gives C's rows, B [K][ldb] its columns.  Nothing is packed.
 struct GemmAtB {

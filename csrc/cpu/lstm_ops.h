@@ -75,9 +75,7 @@ struct UnrollForward : UnrollRun {
   }
 };
 
-static void lstm_unroll(const UnrollProblem& q, Parallel parallel) {
-  UnrollForward(q).run(parallel);
-}
+static void lstm_unroll(const UnrollProblem& q, Parallel parallel) { UnrollForward(q).run(parallel); }
 
 struct UnrollBackward : UnrollRun {
   const UnrollGradProblem& q;
@@ -149,9 +147,7 @@ struct UnrollBackward : UnrollRun {
   }
 };
 
-static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) {
-  UnrollBackward(q).run(parallel);
-}
+static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) { UnrollBackward(q).run(parallel); }
 
 // One acting step: E rows per member, in shards, from packed weights.
 struct StepRun {

@@ -29,9 +29,7 @@ struct NetLayout {
   }
 };
 
-static inline float maybe_round(float x, bool bf16) {
-  return bf16 ? round_bf16(splat(x))[0] : x;
-}
+static inline float maybe_round(float x, bool bf16) { return bf16 ? round_bf16(splat(x))[0] : x; }
 
 // out: panels of a K x N matrix whose element (k, n) is at(k, n), 0 beyond N
 template <class At>

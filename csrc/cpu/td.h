@@ -365,6 +365,4 @@ struct TDRun {
   }
 };
 
-static void td_unroll(const TDProblem& q, Parallel parallel) {
-  TDRun(q, parallel).run();
-}
+static void td_unroll(const TDProblem& q, Parallel parallel) { TDRun(q, parallel).run(); }

@@ -6,27 +6,17 @@ typedef float VUnaligned __attribute__((vector_size(4 * kLanes), aligned(4), may
 typedef int32_t VI __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t VU __attribute__((vector_size(4 * kLanes)));
 
-static inline V load(const float* p) {
-  return *reinterpret_cast<const VUnaligned*>(p);
-}
-static inline void store(float* p, V v) {
-  *reinterpret_cast<VUnaligned*>(p) = v;
-}
-static inline V splat(float x) {
-  return x - V{};
-}
-static inline V select(VI m, V a, V b) {
-  return (V)((m & (VI)a) | (~m & (VI)b));
-}
+static inline V load(const float* p) { return *reinterpret_cast<const VUnaligned*>(p); }
+static inline void store(float* p, V v) { *reinterpret_cast<VUnaligned*>(p) = v; }
+static inline V splat(float x) { return x - V{}; }
+static inline V select(VI m, V a, V b) { return (V)((m & (VI)a) | (~m & (VI)b)); }
 
 static inline V load_part(const float* p, int64_t n) {  // the first n lanes, zeros behind them
   V v{};
   memcpy(&v, p, size_t(n) * sizeof(float));
   return v;
 }
-static inline void store_part(float* p, V v, int64_t n) {
-  memcpy(p, &v, size_t(n) * sizeof(float));
-}
+static inline void store_part(float* p, V v, int64_t n) { memcpy(p, &v, size_t(n) * sizeof(float)); }
 
 // to the nearest bfloat16, ties to even, NaN kept quiet
 static inline V round_bf16(V v) {

@@ -22,9 +22,7 @@ enum Action : int { kUp, kDown, kLeft, kRight, kInteract, kWait, kActions };
 inline constexpr std::array<double, kMeters> kPassive{.005, .003, .004, .001, .006, 0., .002};
 inline constexpr std::array<double, kMeters> kMoving{.005, .003, .004, 0., 0., 0., 0.};
 
-constexpr double health_loss(double fitness) {
-  return .001 * (0.5 + 2.5 * (1.0 - fitness));
-}
+constexpr double health_loss(double fitness) { return .001 * (0.5 + 2.5 * (1.0 - fitness)); }
 
 // While the source is below kCascadeBelow, the target loses k * (kCascadeBelow - source) / kCascadeBelow.
 // Carried out in this order, each on the values that the ones before have left.
