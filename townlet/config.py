@@ -22,8 +22,11 @@ from .envs.adapter import TOWN_ID
 WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2}}
 # What training changes in it, unless the key is in `env_args`.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
-# Stages of the default training; keys in `env_args` are left out of them.
-CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {TOWN_ID: ()}
+# Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes
+# upon bed, meal and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
+CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
+    TOWN_ID: ("0 size=5 depletion=1.0", "3_500_000 size=6 depletion=1.0", "7_000_000 size=6"),
+}
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
 
@@ -73,31 +76,31 @@ class Config:
     seed: int = _setting(0, "seed of member 0; member p uses seed + p")
 
     members: int = _setting(1, "P, independent agents trained side by side")
-    num_envs: int = _setting(64, "E, environments per member")
+    num_envs: int = _setting(128, "E, environments per member")
     threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice")
 
-    total_steps: int = _setting(1_000_000, "environment steps per member")
+    total_steps: int = _setting(12_000_000, "environment steps per member")
     learning_starts: int = _setting(
-        10_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
+        20_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
     )
     replay_ratio: float = _setting(
-        4.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
+        2.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
     )
 
     network: str = _setting("mlp", "mlp (any world) or spatial (the Town's window through convolutions)")
     cell: str = _setting("lstm", "recurrent cell; only lstm is supported")
     layers: int = _setting(1, "recurrent layers; only 1 is supported")
     encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers (mlp), comma separated")
-    hidden_size: int = _setting(128, "H, LSTM units (mlp; the spatial network has its own size)")
-    head_size: int | None = _setting(128, "F, units of the head's ReLU layer; none for a linear head")
+    hidden_size: int = _setting(64, "H, LSTM units (mlp; the spatial network has its own size)")
+    head_size: int | None = _setting(64, "F, units of the head's ReLU layer; none for a linear head")
     dueling: bool = _setting(True, "separate value and advantage streams")
     memory: bool = _setting(
         True, "false trains the memoryless control: state zeroed at every step, in acting and in training"
     )
 
-    capacity: int = _setting(200_000, "transitions kept per member")
+    capacity: int = _setting(400_000, "transitions kept per member")
     seq_len: int = _setting(40, "S, transitions in a replayed sequence")
-    burn_in: int = _setting(10, "L, first transitions of a sequence that only warm the state up; below seq_len")
+    burn_in: int = _setting(5, "L, first transitions of a sequence that only warm the state up; below seq_len")
     stride: int | None = _setting(None, "steps between the starts of stored sequences; none for half of seq_len")
     batch_size: int = _setting(32, "B, sequences per member in one update")
     prioritised: bool = _setting(False, "draw sequences by priority instead of uniformly")
@@ -108,35 +111,37 @@ class Config:
     gamma: float | tuple[float, ...] = _setting(
         0.99, "discount per step; one value, or one per member, comma separated"
     )
-    n_step: int = _setting(5, "steps of reward before bootstrapping")
+    n_step: int = _setting(3, "steps of reward before bootstrapping")
     double_q: bool = _setting(True, "choose the successor's action with the online network")
     rescale_eps: float = _setting(1e-3, "epsilon of the value rescaling h(x); 0 switches rescaling off")
     loss: str = _setting("huber", "huber or mse")
     huber_delta: float = _setting(1.0, "TD error at which huber turns linear")
     lr: float | tuple[float, ...] = _setting(1e-3, "Adam learning rate; one value, or one per member, comma separated")
-    lr_end: float = _setting(1.0, "factor of the learning rate reached linearly after lr_decay_steps")
-    lr_decay_steps: int = _setting(0, "environment steps per member over which the learning rate falls; 0 for constant")
+    lr_end: float = _setting(0.1, "factor of the learning rate reached linearly after lr_decay_steps")
+    lr_decay_steps: int = _setting(
+        12_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
+    )
     adam_eps: float = _setting(1e-5, "Adam epsilon")
     clip_norm: float = _setting(10.0, "largest gradient norm of a member")
-    sync_every: int = _setting(200, "updates between hard copies to the target network; unused when tau is given")
+    sync_every: int = _setting(30, "updates between hard copies to the target network; unused when tau is given")
     tau: float | None = _setting(None, "step of the soft target update made after each update; none for hard copies")
 
     epsilon_start: float = _setting(1.0, "share of random actions at step 0")
     epsilon_end: float | tuple[float, ...] = _setting(
-        0.05, "share of random actions after the decay; one value, or one per member"
+        0.4, "share of random actions after the decay; one value, or one per member"
     )
-    epsilon_decay_steps: int = _setting(200_000, "environment steps per member over which epsilon falls linearly")
+    epsilon_decay_steps: int = _setting(400_000, "environment steps per member over which epsilon falls linearly")
     epsilon_ladder: float = _setting(
-        0.0, "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same"
+        5.0, "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same"
     )
 
-    eval_every: int = _setting(100_000, "environment steps per member between evaluations; 0 for none before the end")
+    eval_every: int = _setting(500_000, "environment steps per member between evaluations; 0 for none before the end")
     eval_episodes: int = _setting(64, "greedy episodes per member in each of those evaluations")
     final_eval_episodes: int = _setting(256, "greedy episodes per member in the evaluation at the end; 0 for none")
     eval_max_steps: int = _setting(10_000, "steps after which an evaluation episode that does not end is cut")
-    log_every: int = _setting(20_000, "environment steps per member between rows of metrics.csv")
+    log_every: int = _setting(100_000, "environment steps per member between rows of metrics.csv")
     checkpoint_every: int = _setting(
-        250_000, "environment steps per member between checkpoints; 0 for one at the end only"
+        2_000_000, "environment steps per member between checkpoints; 0 for one at the end only"
     )
     keep_checkpoints: int = _setting(2, "complete checkpoints kept")
     run_dir: str | None = _setting(None, "folder of the run; none for runs/<world>-<time>")
