@@ -68,7 +68,7 @@ def tiny(**changes: Any) -> Config:
         "encoder": (8,), "hidden_size": 8, "head_size": 8, "seq_len": 6, "burn_in": 2, "batch_size": 4, "n_step": 2,
         "sync_every": 3, "epsilon_end": 0.05, "epsilon_decay_steps": 100, "epsilon_ladder": 0.0, "lr": 1e-3,
         "lr_decay_steps": 0, "curriculum": "off", "eval_every": 0, "eval_episodes": 3, "final_eval_episodes": 3,
-        "log_every": 40, "checkpoint_every": 0, "threads": 1, "epsilon_end": 0.05, "epsilon_ladder": 0.0,
+        "log_every": 40, "checkpoint_every": 0, "threads": 1,
     }  # fmt: skip
     return Config(**{**values, **changes})
 
