@@ -263,6 +263,14 @@ def test_a_run_folder_holds_its_records(tmp_path):
         Trainer(clock(run_dir=str(tmp_path / "run")))
 
 
+def test_an_evaluation_is_recorded_once_at_its_step(tmp_path):
+    run = Trainer(clock(run_dir=str(tmp_path / "run"), eval_every=50, log_every=30))
+    run.train()
+    rows = [r for r in read_metrics(run.folder / "metrics.csv") if r["member"] == 0]
+    assert [r["step"] for r in rows if np.isfinite(r["eval_return"])] == [52, 100, 152]
+    assert [r["step"] for r in rows] == [32, 52, 60, 92, 100, 120, 152, 160]
+
+
 def test_training_statistics_count_episodes_exactly():
     """With perfect play in the Clock, return equals length; autoreset steps must not count."""
     run = Trainer(clock(epsilon_start=0.0, epsilon_end=0.0, replay_ratio=0.0))

@@ -139,7 +139,9 @@ class Config:
     eval_episodes: int = _setting(64, "greedy episodes per member in each of those evaluations")
     final_eval_episodes: int = _setting(256, "greedy episodes per member in the evaluation at the end; 0 for none")
     eval_max_steps: int = _setting(10_000, "steps after which an evaluation episode that does not end is cut")
-    log_every: int = _setting(100_000, "environment steps per member between rows of metrics.csv")
+    log_every: int = _setting(
+        100_000, "environment steps per member between rows of metrics.csv; evaluations have rows too"
+    )
     checkpoint_every: int = _setting(
         2_000_000, "environment steps per member between checkpoints; 0 for one at the end only"
     )

@@ -222,9 +222,10 @@ class Trainer:
             self.act_step()
             self.learn()
             self.elapsed = before + time.perf_counter() - begun
-            if _crossed(self.env_steps, E, c.eval_every):
+            evaluated = _crossed(self.env_steps, E, c.eval_every)
+            if evaluated:
                 self.evaluate()
-            if _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
+            if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
             if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save()
@@ -267,7 +268,7 @@ class Trainer:
         for name, total in self._learned.items():
             columns[name] = (total / self._learned_count).numpy()
         self._learned, self._learned_count = {}, 0
-        if self.evaluations and self.evaluations[-1][0] > self.env_steps - self.config.log_every:
+        if self.evaluations and self.evaluations[-1][0] == self.env_steps:
             result = self.evaluations[-1][1]
             columns["eval_return"] = result.returns.mean(axis=1)
             if result.survival is not None:
