@@ -1,12 +1,12 @@
-"""Does memory pay in the Town? Trains the default agent and its memoryless control over several seeds and compares them.
+"""Does memory pay in the Town? Compares the default agent with its memoryless control over several seeds.
 
     python benchmarks/town_memory.py --out runs/town_memory
 
-Each run is `townlet train --seed S [--no-memory]` with nothing else changed; `--jobs` of them run side by side on one thread
-each (a run's result does not depend on its threads). Runs that are complete are kept, interrupted ones resumed, so the
-command can be stopped and called again. Then every agent and yardstick plays the same unseen layouts, from full meters; the
-table's intervals are 95%, Student's t, over seeds for trained agents and over episodes for the others. Writes table.md,
-table.json and survival.png into the folder.
+Each run is `townlet train --seed S [--no-memory]` with nothing else changed; `--jobs` of them run side by side on one
+thread each (a run's result does not depend on its threads). Runs that are complete are kept, interrupted ones resumed,
+so the command can be stopped and called again. Then every agent and yardstick plays the same unseen layouts, from full
+meters; the table's intervals are 95%, Student's t, over seeds for trained agents and over episodes for the others.
+Writes table.md, table.json and survival.png into the folder.
 """
 
 from __future__ import annotations

@@ -67,6 +67,16 @@ def test_epsilon_per_member_and_along_the_ladder():
     assert epsilons(clock(epsilon_decay_steps=0, epsilon_end=0.3)).unique().tolist() == pytest.approx([0.3])
 
 
+def test_reward_scale_reaches_learning_and_not_the_records():
+    plain, scaled = (Trainer(clock(learning_starts=160, reward_scale=scale)) for scale in (1.0, 20.0))
+    for run in (plain, scaled):
+        run.train()
+    sampled = [run.replay.sample(64) for run in (plain, scaled)]
+    assert sampled[0].reward.abs().sum() > 0
+    assert torch.equal(20.0 * sampled[0].reward, sampled[1].reward)
+    assert same(plain.episodes.state_dict(), scaled.episodes.state_dict())
+
+
 def test_learning_starts_and_replay_ratio_are_kept_exactly():
     """4 environments, 4 * (6 - 2) = 16 transitions per update: ratio 2 pays one in 8 steps, 20 several a step."""
     for ratio in (2, 20):

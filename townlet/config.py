@@ -112,6 +112,9 @@ class Config:
         0.99, "discount per step; one value, or one per member, comma separated"
     )
     n_step: int = _setting(3, "steps of reward before bootstrapping")
+    reward_scale: float = _setting(
+        1.0, "factor on the rewards learned from (small ones drown in Adam's steps); records show the real ones"
+    )
     double_q: bool = _setting(True, "choose the successor's action with the online network")
     rescale_eps: float = _setting(1e-3, "epsilon of the value rescaling h(x); 0 switches rescaling off")
     loss: str = _setting("huber", "huber or mse")
@@ -330,7 +333,7 @@ _AT_LEAST_0 = [
     "replay_ratio",
 ]
 _UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end"]
-_POSITIVE = ["huber_delta", "lr", "adam_eps", "clip_norm"]
+_POSITIVE = ["reward_scale", "huber_delta", "lr", "adam_eps", "clip_norm"]
 
 
 def _validate(c: Config) -> None:

@@ -170,7 +170,7 @@ class Trainer:
         step = self.worlds.step(action.reshape(-1).numpy())
         t2 = clock()
         terminated, truncated = self._rows(step.terminated), self._rows(step.truncated)
-        reward = self._rows(step.reward)
+        reward = self._rows(step.reward) * self.config.reward_scale
         self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, terminated, ~self.over)
         self.episodes.add(step)
         self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
