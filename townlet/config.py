@@ -25,7 +25,7 @@ TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing",
 # Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes
 # upon bed, meal and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
-    TOWN_ID: ("0 size=5 depletion=1.0", "3_500_000 size=6 depletion=1.0", "7_000_000 size=6"),
+    TOWN_ID: ("0 size=5 depletion=1.0", "3500000 size=6 depletion=1.0", "7000000 size=6", "10000000 size=7"),
 }
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
@@ -79,7 +79,7 @@ class Config:
     num_envs: int = _setting(128, "E, environments per member")
     threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice")
 
-    total_steps: int = _setting(12_000_000, "environment steps per member")
+    total_steps: int = _setting(14_000_000, "environment steps per member")
     learning_starts: int = _setting(
         20_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
     )
@@ -122,7 +122,7 @@ class Config:
     lr: float | tuple[float, ...] = _setting(1e-3, "Adam learning rate; one value, or one per member, comma separated")
     lr_end: float = _setting(0.1, "factor of the learning rate reached linearly after lr_decay_steps")
     lr_decay_steps: int = _setting(
-        12_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
+        14_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )
     adam_eps: float = _setting(1e-5, "Adam epsilon")
     clip_norm: float = _setting(10.0, "largest gradient norm of a member")
