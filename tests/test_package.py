@@ -1,0 +1,48 @@
+"""The package as a whole: public names, build facts, what importing it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import townlet
+
+
+def imported(code: str, **environment: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_every_public_name_is_there() -> None:
+    for name in townlet.__all__:
+        assert getattr(townlet, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        townlet.Nothing  # noqa: B018
+
+
+def test_build_config_says_what_a_bug_report_needs() -> None:
+    facts = townlet.build_config()
+    assert facts["townlet"] == townlet.__version__
+    assert facts["isa_in_use"] in facts["isa_levels"]
+    assert "portable" in facts["isa_levels"]
+    assert {"compiler", "compiler_version", "torch", "torch_cuda", "cuda_kernels", "threads", "python"} <= facts.keys()
+
+
+def test_idle_threads_sleep_unless_the_user_wants_them_to_spin() -> None:
+    code = "import townlet, os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert imported(code) == "PASSIVE"
+    assert imported(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+def test_a_forced_instruction_set_is_used_or_refused() -> None:
+    code = "import townlet; print(townlet.build_config()['isa_in_use'])"
+    assert imported(code, TOWNLET_ISA="portable") == "portable"
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        imported(code, TOWNLET_ISA="mmx")
+    assert "TOWNLET_ISA is 'mmx'; this CPU runs: " in failure.value.stderr
