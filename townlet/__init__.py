@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 # machine that is busy with other things it made training on two threads ten times slower. Has to be set before torch.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch as _torch  # noqa: E402, F401  it brings the one OpenMP runtime
+import torch as _torch  # noqa: F401  it brings the one OpenMP runtime
 
-from ._build import __version__, build_config  # noqa: E402
+from ._build import __version__, build_config
 
 if TYPE_CHECKING:
     from .config import Config
