@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
+from ._build import build_config
 from .params import RecurrentQParams, SequenceBatch, TDSpec
 
 TOLERANCE = 2e-5
@@ -48,13 +48,7 @@ def kernel_in_use() -> str:
 
 def describe() -> dict[str, str]:
     """Name -> value: versions, build, instruction set, threads, GPU."""
-    import townlet
-
-    facts = {"townlet": str(getattr(townlet, "__version__", "unknown"))}
-    build = getattr(townlet, "build_config", None)
-    facts |= {f"build: {k}": _shown(v) for k, v in (build() if build is not None else {}).items()}
-    facts["python"] = sys.version.split()[0]
-    facts["torch"] = torch.__version__
+    facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
     facts["machine"] = f"{platform.system()} {platform.machine()}, {_cpu_name()}"
     facts["kernel in use"] = kernel_in_use()
     facts["torch CPU capability"] = torch.backends.cpu.get_cpu_capability()
@@ -64,6 +58,8 @@ def describe() -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

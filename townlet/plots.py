@@ -23,7 +23,7 @@ _COLOURS = {
     "bed-sitter": "#E69F00",
     "trained, state zeroed each step": "#56B4E9",
     "trained": "#0072B2",
-    "trained without memory": "#0072B2",
+    "trained without memory": "#D55E00",
     "scripted (sees everything)": "#009E73",
 }
 
@@ -50,7 +50,7 @@ def survival(report: Report, path: str | Path) -> None:
     means.invert_yaxis()
     means.set_xlim(0, 1.12 * cap)
     means.set_xlabel("mean survival (ticks)")
-    over = f"trained: over {members} members; others: over episodes" if members > 1 else "over episodes"
+    over = f"trained: over {members} seeds; others: over episodes" if members > 1 else "over episodes"
     means.set_title(f"Mean over {episodes} unseen towns, 95% interval\n({over})", fontsize=10)
     means.axvline(cap, color="black", linestyle=":", linewidth=1)
     means.text(cap, -0.5, "cap ", ha="right", va="bottom", fontsize=8)
@@ -58,8 +58,7 @@ def survival(report: Report, path: str | Path) -> None:
     curves.set_ylim(0, 102)
     curves.set_xlabel("tick")
     curves.set_ylabel("episodes still alive (%)")
-    curves.set_title("Survival curves of the same episodes", fontsize=10)
-    curves.legend(fontsize=8, loc="best")
+    curves.set_title("Share still alive in the same episodes\n(colours as on the left)", fontsize=10)
     for axes in (means, curves):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, axis="x" if axes is means else "both")
