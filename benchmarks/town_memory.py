@@ -4,9 +4,9 @@
 
 Each run is `townlet train --seed S --threads 1 [--no-memory]` with nothing else changed, `--jobs` of them side by side.
 (The number of threads changes the rounding of the encoder's products, and so the course of a run.) Runs that are
-complete are kept, interrupted ones resumed, so the command can be stopped and called again. Then every agent and yardstick plays the same unseen layouts, from full
-meters; the table's intervals are 95%, Student's t, over seeds for trained agents and over episodes for the others.
-Writes table.md, table.json and survival.png into the folder.
+complete are kept, interrupted ones resumed, so the command can be stopped and called again. Then every agent and
+yardstick plays the same unseen layouts, from full meters; the table's intervals are 95%, Student's t, over seeds for
+trained agents and over episodes for the others. Writes table.md, table.json and survival.png into the folder.
 """
 
 from __future__ import annotations

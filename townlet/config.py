@@ -77,7 +77,7 @@ class Config:
 
     members: int = _setting(1, "P, independent agents trained side by side")
     num_envs: int = _setting(128, "E, environments per member")
-    threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice")
+    threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice; another number rounds differently")
 
     total_steps: int = _setting(14_000_000, "environment steps per member")
     learning_starts: int = _setting(
