@@ -40,7 +40,7 @@ struct Math {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    p = (V)((VI)p + ((VI)shifted << 23));  // times 2^n
+    p = (V)((VU)p + ((VU)shifted << 23));  // times 2^n
     return select(over, splat(__builtin_inff()), p);
   }
   // absolute error at most 1e-7; exactly 0 below -88, so that a gate can be shut
