@@ -9,6 +9,7 @@ Symbols: P members, D LSTM input features, H LSTM units, F units of the head's R
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ def _positive(**sizes: int) -> None:
             raise ValueError(f"{name} is {value!r}; expected an int >= 1")
 
 
-class _LSTMWithHead:
+class _LSTMWithHead(ABC):
     """The part both networks share: parameters and their initialisation, the LSTM's and the head's weights."""
 
     def __init__(
@@ -78,9 +79,9 @@ class _LSTMWithHead:
         self.head_size = head_size
         self.dueling = dueling
 
+    @abstractmethod
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights of the encoder's layers: name -> shape without the member axis, outputs first."""
-        raise NotImplementedError
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every parameter, without the leading member axis."""
@@ -142,9 +143,9 @@ class _LSTMWithHead:
         features = self._encode_rows(params, obs.reshape(P, -1, self.obs_size))
         return features.reshape(*obs.shape[:-1], self.feature_size)
 
+    @abstractmethod
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
         """[P, N, obs_size] -> [P, N, D]."""
-        raise NotImplementedError
 
     def recurrent(self, params: Params) -> RecurrentQParams:
         """The LSTM's and the head's weights in the form the operators take; the same tensors, not copies."""
