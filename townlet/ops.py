@@ -44,6 +44,7 @@ class PackedParams(NamedTuple):
 
 
 _announced: set[str] = set()
+_transforming = torch._C._are_functorch_transforms_active  # inside torch.func.grad and the like
 
 
 def _kernel_fits(op: str, like: Tensor, backend: str = "auto") -> bool:
@@ -106,8 +107,13 @@ def td_unroll(
         panels = torch.ops.townlet.pack(*(None if v is None else v.detach() for v in plain), bf16)
     gamma = spec.gamma.to(online.w_ih) if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma)
     grad = torch.is_grad_enabled()
+    param_grads = grad and any(v is not None and v.requires_grad for v in online)
+    feature_grads = grad and batch.features_online.requires_grad
+    # the registered autograd formula costs ten times as much per call, but compilers and torch.func can see through it
+    eager = (param_grads or feature_grads) and not (torch.compiler.is_compiling() or _transforming())
+    run = _TDUnroll.apply if eager else torch.ops.townlet.td_unroll
     try:
-        out = torch.ops.townlet.td_unroll(
+        out = run(
             *online,
             panels,
             *batch[:-1],
@@ -120,8 +126,8 @@ def td_unroll(
             spec.huber_delta if spec.loss == "huber" else 0.0,
             spec.eta,
             bf16,
-            grad and any(v is not None and v.requires_grad for v in online),
-            grad and batch.features_online.requires_grad,
+            param_grads,
+            feature_grads,
         )
     except RuntimeError as error:
         if "batch.action is out of range" in str(error):
@@ -256,6 +262,28 @@ def _td_backward(ctx, d_loss, *_):
 
 
 torch.library.register_autograd("townlet::td_unroll", _td_backward, setup_context=_td_setup)
+
+
+class _TDUnroll(torch.autograd.Function):
+    """The same formula without the registration's bookkeeping."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        out = torch.ops.townlet.td_unroll(*inputs)
+        _td_setup(ctx, inputs, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_loss, *rest):
+        # of a plain loss.sum(): nothing to multiply by.  Not asked of an accelerator, which would have to be waited for
+        if torch.is_grad_enabled() or d_loss.device.type != "cpu" or bool((d_loss != 1.0).any()):
+            return _td_backward(ctx, d_loss, *rest)
+        d_x, *d_weights = ctx.saved_tensors
+        out = [None] * ctx.inputs
+        out[_FEATURES] = d_x if ctx.feature_grads else None
+        if ctx.param_grads:
+            out[:_WEIGHTS] = (d if there else None for d, there in zip(d_weights, ctx.present, strict=True))
+        return tuple(out)
 
 
 def _unroll_setup(ctx, inputs, output) -> None:
