@@ -2,19 +2,9 @@
 // the kernels of cpu/.  Shapes are checked for people in townlet/ops.py; here only so that no call can read out of
 // bounds.  Stable ABI only: one build loads in every torch from 2.11 on.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <atomic>
-#include <initializer_list>
-#include <optional>
 #include <tuple>
-#include <vector>
 
-#include "td_unroll.h"
+#include "tensors.h"
 
 // P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
 STABLE_TORCH_LIBRARY(townlet, m) {
@@ -49,41 +39,6 @@ STABLE_TORCH_LIBRARY(townlet, m) {
 
 namespace townlet {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
-
-// The caller's (torch's) threads, each taking the next item when it is free: what an item computes does not depend on
-// who computes it.  Exceptions must not cross parallel_for; the kernels throw none.
-void run_parallel(int64_t n, void* context, void (*body)(void*, int64_t)) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  if (n <= 1 || threads <= 1) {
-    for (int64_t i = 0; i < n; ++i) body(context, i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, n < threads ? n : threads, 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
-  });
-}
-constexpr Parallel kParallel{&run_parallel};
-
-Tensor need(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
-  int64_t i = 0;
-  for (int64_t n : shape) same = same && t.size(i++) == n;
-  STD_TORCH_CHECK(same, name, ": unexpected shape");
-  return torch::stable::contiguous(t);
-}
-constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
-
-const float* fp(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
-const bool* bp(const Optional& t) { return t ? t->const_data_ptr<bool>() : nullptr; }
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(shape), kFloat);
-}
 
 // A network's weights, contiguous, with their sizes.
 struct Net {

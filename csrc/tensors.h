@@ -1,0 +1,55 @@
+#pragma once
+// What the operators' implementations share: torch's tensors seen through the stable ABI, checked and handed to the
+// kernels of cpu/, and the caller's threads.  Stable ABI only: one build loads in every torch from 2.11 on.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "td_unroll.h"
+
+namespace townlet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// The caller's (torch's) threads, each taking the next item when it is free: what an item computes does not depend on
+// who computes it.  Exceptions must not cross parallel_for; the kernels throw none.
+inline void run_parallel(int64_t n, void* context, void (*body)(void*, int64_t)) {
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  if (n <= 1 || threads <= 1) {
+    for (int64_t i = 0; i < n; ++i) body(context, i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, n < threads ? n : threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
+  });
+}
+inline constexpr Parallel kParallel{&run_parallel};
+
+inline Tensor need(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (int64_t n : shape) same = same && t.size(i++) == n;
+  STD_TORCH_CHECK(same, name, ": unexpected shape");
+  return torch::stable::contiguous(t);
+}
+inline constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
+
+inline const float* fp(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+inline const bool* bp(const Optional& t) { return t ? t->const_data_ptr<bool>() : nullptr; }
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(shape), kFloat);
+}
+
+}  // namespace townlet
