@@ -74,6 +74,15 @@ struct StepProblem {
   float *h_out, *c_out;
 };
 
+struct AdamProblem {
+  int64_t P, N;
+  float *weights, *m, *v;                     // [P][N], overwritten
+  const float *grad, *lr, *clip_norm;         // [P][N], [P], [P] or null
+  float decay1, decay2, eps;                  // decay = 1 - beta: its digits are lost in a float beta
+  float first_correction, second_correction;  // 1 / (1 - beta^step)
+  float* norm;                                // [P], of the gradient before clipping
+};
+
 // One instruction set's build of the kernels.
 struct Kernels {
   const char* name;
@@ -83,6 +92,7 @@ struct Kernels {
   void (*lstm_unroll)(const UnrollProblem&, Parallel);
   void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
   void (*lstm_step)(const StepProblem&, Parallel);
+  void (*adam_step)(const AdamProblem&, Parallel);
 };
 
 // The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.

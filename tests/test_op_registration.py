@@ -69,6 +69,9 @@ def record() -> list[Call]:
                 ops.td_unroll(*p.with_spec(compute_dtype=torch.bfloat16))
         recorder.grad = True
         ops.td_unroll(*leaves(draw(CASE), features=False))
+        rows = torch.randn(4, 3, 20)
+        for clip in (None, torch.ones(3)):
+            ops.adam_step(*rows, torch.full((3,), 1e-3), clip, (0.9, 0.999), 1e-5, 1)
     return recorder.calls
 
 
@@ -77,7 +80,7 @@ CALLS = record()
 
 def test_every_op_is_sampled() -> None:
     names = registered()
-    for name in ("td_unroll", "lstm_unroll", "lstm_unroll_backward", "lstm_step", "pack"):
+    for name in ("td_unroll", "lstm_unroll", "lstm_unroll_backward", "lstm_step", "pack", "adam_step"):
         assert f"townlet::{name}.default" in names
     # ops without a tensor (what the build is) run outside the dispatch mode and have no fake kernel to check
     plain = {n for n in names if "Tensor" not in str(getattr(torch.ops.townlet, n[9:-8]).default._schema)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _native as _native  # loads the libraries that register torch.ops.townlet
 from . import reference
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_step, check_td, check_unroll
+from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_adam, check_step, check_td, check_unroll
 
 __all__ = [
     "PackedParams",
@@ -21,6 +21,7 @@ __all__ = [
     "SequenceBatch",
     "TDOutput",
     "TDSpec",
+    "adam_step",
     "lstm_step",
     "lstm_unroll",
     "pack",
@@ -186,6 +187,34 @@ def lstm_step(
     return h, c
 
 
+@torch.no_grad()
+def adam_step(
+    weights: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lr: Tensor,
+    clip_norm: Tensor | None,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+) -> Tensor:
+    """Clips the gradients of P members by their global norms, then one step of Adam (Kingma & Ba 2015) for all.
+
+    weights, m, v [P, N]: overwritten; grad [P, N]; lr [P]; clip_norm [P], or None for no clipping; step counts from 1.
+    The square root is taken of the bias-corrected v and eps added to it, as in `torch.optim.Adam`.
+
+    Returns: the norms before clipping [P]. Where one of them is not finite, nothing has been written.
+    Errors: ValueError naming the argument.
+    """
+    check_adam(weights, m, v, grad, lr, clip_norm, step)
+    if not _kernel_fits("adam_step", weights):
+        return reference.adam_step(weights, m, v, grad, lr, clip_norm, betas, eps, step)
+    norm = torch.ops.townlet.adam_step(weights, m, v, grad, lr, clip_norm, *betas, eps, step)
+    torch.autograd.graph.increment_version((weights, m, v))  # the operator writes below what counts versions
+    return norm
+
+
 # ---- fake kernels: shapes only ----
 
 
@@ -233,6 +262,11 @@ def _lstm_unroll_backward_fake(dy, dh, dc, saved, x, w_ih, w_hh, reset):
 @torch.library.register_fake("townlet::lstm_step")
 def _lstm_step_fake(x, h, c, packed, reset):
     return h.new_empty(h.shape), c.new_empty(c.shape)
+
+
+@torch.library.register_fake("townlet::adam_step")
+def _adam_step_fake(weights, *_):
+    return weights.new_empty(weights.shape[0])
 
 
 # ---- autograd ----

@@ -179,6 +179,26 @@ def check_step(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias
         _check("reset", reset, (P, E), (torch.bool,), w_ih)
 
 
+def check_adam(
+    weights: Tensor, m: Tensor, v: Tensor, grad: Tensor, lr: Tensor, clip_norm: Tensor | None, step: int
+) -> None:
+    """The arguments of adam_step; ValueError names what does not fit."""
+    if not isinstance(weights, Tensor) or weights.dim() != 2 or 0 in weights.shape:
+        got = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights has shape {got}; expected [P, N], both positive")
+    P, N = weights.shape
+    for name, t in (("weights", weights), ("m", m), ("v", v)):
+        _check(name, t, (P, N), (weights.dtype,), weights)
+        if not t.is_contiguous():
+            raise ValueError(f"{name} has strides {t.stride()}; expected a contiguous tensor, since it is written")
+    _check("grad", grad, (P, N), (weights.dtype,), weights)
+    _check("lr", lr, (P,), (weights.dtype,), weights)
+    if clip_norm is not None:
+        _check("clip_norm", clip_norm, (P,), (weights.dtype,), weights)
+    if step < 1:
+        raise ValueError(f"step is {step}; expected at least 1")
+
+
 def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, int]:
     """(P, D, H, F, A) of the parameters; ValueError names what does not fit."""
     P, D, H = check_lstm(prefix, p.w_ih, p.w_hh, p.bias)

@@ -234,18 +234,19 @@ class VectorizedPopulation:
 
         Errors: ValueError naming the members whose gradient is not finite; nothing has been changed then.
         """
-        norm = torch.linalg.vector_norm(self.grad_flat, dim=1)
+        norm = ops.adam_step(
+            self.online_flat,
+            self.adam_m,
+            self.adam_v,
+            self.grad_flat,
+            self.lr,
+            self.clip_norm,
+            self.adam_betas,
+            self.adam_eps,
+            self.adam_steps + 1,
+        )
         require_finite("gradient", norm)
-        g = self.grad_flat
-        if self.clip_norm is not None:
-            g = g * (self.clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
-        b1, b2 = self.adam_betas
         self.adam_steps += 1
-        self.adam_m.lerp_(g, 1 - b1)
-        self.adam_v.mul_(b2).addcmul_(g, g, value=1 - b2)
-        denominator = (self.adam_v / (1 - b2**self.adam_steps)).sqrt_().add_(self.adam_eps)
-        step = self.adam_m / denominator
-        self.online_flat.sub_(step.mul_((self.lr / (1 - b1**self.adam_steps)).unsqueeze(1)))
         return norm
 
     @torch.no_grad()

@@ -2,7 +2,8 @@
 
 They are the oracle of the tests and the fallback where no compiled kernel fits. One step of time is one line of the
 loops below; nothing here is fast on purpose. Papers: DRQN (Hausknecht & Stone 2015), R2D2 (Kapturowski et al. 2019),
-double Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), value rescaling (Pohlen et al. 2018).
+double Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), value rescaling (Pohlen et al. 2018),
+Adam (Kingma & Ba 2015).
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_params, check_step, check_td, check_unroll
+from .params import (
+    RecurrentQParams,
+    SequenceBatch,
+    TDOutput,
+    TDSpec,
+    check_adam,
+    check_params,
+    check_step,
+    check_td,
+    check_unroll,
+)
 
 
 def _matmul(x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
@@ -181,3 +192,28 @@ def td_unroll(
     priority = spec.eta * magnitude.amax(-1) + (1 - spec.eta) * mean
     q_out = torch.where(valid, q_taken, 0.0)
     return TDOutput(loss, *(v.detach() for v in (error, priority, q_out, h_final, c_final)))
+
+
+def adam_step(
+    weights: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lr: Tensor,
+    clip_norm: Tensor | None,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+) -> Tensor:
+    """Twin of `townlet.ops.adam_step`: writes weights, m and v [P, N]; returns the gradient norms [P]."""
+    check_adam(weights, m, v, grad, lr, clip_norm, step)
+    norm = grad.norm(dim=1)
+    if not bool(norm.isfinite().all()):
+        return norm
+    if clip_norm is not None:
+        grad = grad * (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
+    m += (1 - betas[0]) * (grad - m)
+    v.copy_(betas[1] * v + (1 - betas[1]) * grad * grad)
+    denominator = (v / (1 - betas[1] ** step)).sqrt() + eps
+    weights -= (lr / (1 - betas[0] ** step)).unsqueeze(1) * m / denominator
+    return norm

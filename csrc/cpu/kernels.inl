@@ -23,12 +23,13 @@ constexpr int kRows = TOWNLET_ROWS;
 #include "lstm.h"
 #include "td.h"
 #include "lstm_ops.h"
+#include "adam.h"
 // clang-format on
 
 #define TOWNLET_STRING_(x) #x
 #define TOWNLET_STRING(x) TOWNLET_STRING_(x)
 extern const Kernels table;
-const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,      pack,     td_unroll, lstm_unroll,
-                       lstm_unroll_backward,        lstm_step};
+const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,    pack,     td_unroll, lstm_unroll,
+                       lstm_unroll_backward,        lstm_step, adam_step};
 }  // namespace TOWNLET_ISA
 }  // namespace townlet

@@ -1,0 +1,410 @@
+"""The whole learner update beside the same algorithm in plain PyTorch, and where ours spends its time.
+
+Both sides draw the same windows from equal replay buffers, and before anything is timed they have to agree in loss and
+in every updated weight. The peer is what a careful user would write: modules, two `torch.nn.LSTM` calls (three with
+burn-in), vectorised n-step targets, autograd, `clip_grad_norm_` and the fused `torch.optim.Adam`; it collects no
+metrics and checks nothing. `nn.LSTM` cannot reset inside a sequence, so the streams have none.
+
+python benchmarks/update.py --rounds 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from townlet.envs.town import TownArgs
+from townlet.learner import Learner
+from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from townlet.params import TDSpec
+from townlet.population import VectorizedPopulation
+from townlet.replay import ReplaySample, SequentialReplayBuffer
+
+GAMMA, LR, CLIP = 0.99, 1e-3, 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of update. tau None: hard syncs every `sync_every` updates."""
+
+    name: str
+    P: int
+    B: int
+    S: int
+    network: str  # spatial or mlp
+    hidden_size: int
+    head_size: int
+    burn_in: int = 0
+    n_step: int = 1
+    rescale_eps: float = 0.0
+    tau: float | None = None
+    sync_every: int = 30
+    envs: int = 32
+
+
+CASES = (
+    Case("spatial", 1, 16, 8, "spatial", 256, 128),
+    Case("spatial, tau", 1, 16, 8, "spatial", 256, 128, tau=0.03, sync_every=1),
+    Case("default", 1, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
+    Case("default, tau", 1, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3, tau=0.03, sync_every=1),
+    Case("default, P=8", 8, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
+)
+"""The bar's size, with double Q-learning and nothing else; and what `townlet train` does by default."""
+
+
+# ---- ours --------------------------------------------------------------------------------------------------------
+
+
+def network_of(case: Case) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
+    town = TownArgs()
+    sizes = {"hidden_size": case.hidden_size, "head_size": case.head_size}
+    if case.network == "spatial":
+        return RecurrentSpatialQNetwork.from_town(town, **sizes)
+    return RecurrentQNetwork(town.observation.size, 6, encoder=(128,), **sizes)
+
+
+def filled_replay(case: Case, network: Any) -> SequentialReplayBuffer:
+    """Streams of random steps, three windows long, none of which opens an episode."""
+    P, E, A = case.P, case.envs, network.n_actions
+    replay = SequentialReplayBuffer(
+        members=P, num_envs=E, capacity=E * 4 * case.S, obs_size=network.obs_size, n_actions=A,
+        hidden_size=network.hidden_size, seq_len=case.S, seeds=list(range(P)),
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(1)
+    for _ in range(3 * case.S):
+        legal = torch.rand(P, E, A, generator=g) < 0.8
+        legal[..., -1] = True
+        replay.add(
+            obs=torch.rand(P, E, network.obs_size, generator=g),
+            reset=torch.zeros(P, E, dtype=torch.bool),
+            legal=legal,
+            h=torch.rand(P, E, network.hidden_size, generator=g) - 0.5,
+            c=torch.rand(P, E, network.hidden_size, generator=g) - 0.5,
+            action=torch.randint(A, (P, E), generator=g),
+            reward=torch.rand(P, E, generator=g),
+            terminated=torch.rand(P, E, generator=g) < 0.02,
+            mask=torch.rand(P, E, generator=g) < 0.98,
+        )
+    return replay
+
+
+def make_learner(case: Case) -> Learner:
+    network = network_of(case)
+    population = VectorizedPopulation(
+        network, list(range(case.P)), num_envs=case.envs, gamma=GAMMA, lr=LR, clip_norm=CLIP
+    )
+    g = torch.Generator().manual_seed(2)  # a target that is another network
+    population.target_flat.mul_(1 + 0.1 * torch.rand(population.target_flat.shape, generator=g))
+    population.load_state_dict(population.state_dict())  # packs it
+    spec = TDSpec(gamma=GAMMA, n_step=case.n_step, burn_in=case.burn_in, rescale_eps=case.rescale_eps)
+    return Learner(
+        population, filled_replay(case, network), spec, batch_size=case.B, sync_every=case.sync_every, tau=case.tau
+    )
+
+
+# ---- the same in plain PyTorch -----------------------------------------------------------------------------------
+
+
+class PlainNetwork(nn.Module):
+    """One member as modules: encoder, `nn.LSTM`, dueling head."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        self.spatial = isinstance(network, RecurrentSpatialQNetwork)
+        D, H, F, A = network.feature_size, network.hidden_size, network.head_size, network.n_actions
+        if self.spatial:
+            self.maps = (network.planes, network.height, network.width)
+            self.conv0 = nn.Conv2d(network.planes, 16, 3, padding=1)
+            self.conv1 = nn.Conv2d(16, 32, 3, padding=1)
+            self.window = nn.Linear(32 * network.height * network.width, 128)
+            self.position, self.meters, self.affordance = nn.Linear(2, 32), nn.Linear(8, 32), nn.Linear(18, 32)
+        else:
+            self.encoder = nn.Linear(network.obs_size, D)
+        self.lstm = nn.LSTM(D, H, batch_first=True)
+        self.lstm.bias_hh_l0.requires_grad_(False)  # ours has one bias
+        self.fc, self.adv, self.val = nn.Linear(H, F), nn.Linear(F, A), nn.Linear(F, 1)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        if not self.spatial:
+            return torch.relu(self.encoder(obs))
+        x = obs.flatten(0, 1)
+        planes, height, width = self.maps
+        window, position, meters, affordance = x.split([planes * height * width, 2, 8, 18], dim=1)
+        y = torch.relu(self.conv0(window.unflatten(1, self.maps)))
+        y = torch.relu(self.conv1(y)).flatten(1)
+        parts = [self.window(y), self.position(position), self.meters(meters), self.affordance(affordance)]
+        return torch.relu(torch.cat(parts, 1)).unflatten(0, obs.shape[:2])
+
+    def q_values(self, y: Tensor) -> Tensor:
+        x = torch.relu(self.fc(y))
+        adv = self.adv(x)
+        return self.val(x) + adv - adv.mean(-1, keepdim=True)
+
+    def forward(self, obs: Tensor, h0: Tensor, c0: Tensor, burn_in: int) -> Tensor:
+        """Q-values of observations burn_in.. ; no gradient enters the steps before."""
+        state = (h0.unsqueeze(0), c0.unsqueeze(0))
+        if burn_in:
+            with torch.no_grad():
+                _, state = self.lstm(self.encode(obs[:, :burn_in]), state)
+        y, _ = self.lstm(self.encode(obs[:, burn_in:]), state)
+        return self.q_values(y)
+
+    def names(self) -> dict[str, str]:
+        """Our name of every parameter that both have."""
+        rename = {"lstm.weight_ih_l0": "lstm.w_ih", "lstm.weight_hh_l0": "lstm.w_hh", "lstm.bias_ih_l0": "lstm.bias"}
+        rename |= {f"{ours}.{k}": f"head.{ours}.{k}" for ours in ("fc", "adv", "val") for k in ("weight", "bias")}
+        rename |= {f"conv{i}.{k}": f"conv.{i}.{k}" for i in (0, 1) for k in ("weight", "bias")}
+        rename |= {f"encoder.{k}": f"encoder.0.{k}" for k in ("weight", "bias")}
+        return {n: rename.get(n, n) for n, _ in self.named_parameters() if n != "lstm.bias_hh_l0"}
+
+    @torch.no_grad()
+    def take(self, params: dict[str, Tensor], member: int) -> None:
+        own = dict(self.named_parameters())
+        own["lstm.bias_hh_l0"].zero_()
+        for mine, theirs in self.names().items():
+            own[mine].copy_(params[theirs][member])
+
+
+class PlainLearner:
+    """The update of `Learner` in plain PyTorch, a loop over members."""
+
+    def __init__(self, case: Case, learner: Learner):
+        self.case = case
+        network = learner.population.network
+        self.online = [PlainNetwork(network) for _ in range(case.P)]
+        self.target = [PlainNetwork(network) for _ in range(case.P)]
+        for p in range(case.P):
+            self.online[p].take(learner.population.online, p)
+            self.target[p].take(learner.population.target_network, p)
+            self.target[p].requires_grad_(False)
+        self.trained = [[v for v in net.parameters() if v.requires_grad] for net in self.online]
+        self.optimisers = [torch.optim.Adam(v, lr=LR, eps=1e-5, fused=True) for v in self.trained]
+        self.replay = filled_replay(case, network)
+        self.updates = 0
+
+    def member_loss(self, p: int, s: ReplaySample) -> tuple[Tensor, Tensor]:
+        """Loss and priorities [B] of one member."""
+        case, L = self.case, self.case.burn_in
+        obs, h0, c0 = s.obs[p], s.h0[p], s.c0[p]
+        q = self.online[p](obs, h0, c0, L)
+        reward, terminated, valid = s.reward[p, :, L:], s.terminated[p, :, L:], s.mask[p, :, L:]
+        with torch.no_grad():
+            assert s.legal is not None
+            y, _ = self.target[p].lstm(self.target[p].encode(obs), (h0.unsqueeze(0), c0.unsqueeze(0)))
+            q_target = self.target[p].q_values(y[:, L:])
+            best = q.masked_fill(~s.legal[p, :, L:], float("-inf")).argmax(-1, keepdim=True)
+            value = hinv(q_target.gather(-1, best).squeeze(-1), case.rescale_eps)[:, 1:]
+            discount = GAMMA * (~terminated).float()
+            G = torch.addcmul(reward, discount, value)
+            for _ in range(case.n_step - 1):  # one more step of reward each, where the successor is a valid transition
+                later = torch.where(valid[:, 1:], G[:, 1:], value[:, :-1])
+                G = torch.addcmul(reward, discount, torch.cat((later, value[:, -1:]), 1))
+            target = h(G, case.rescale_eps)
+        taken = q[:, :-1].gather(-1, s.action[p, :, L:].unsqueeze(-1)).squeeze(-1)
+        error = (target - taken) * valid
+        each = nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none")
+        loss = (s.weight[p].unsqueeze(1) * each).sum() / valid.sum()
+        size = error.detach().abs()
+        return loss, 0.9 * size.amax(1) + 0.1 * size.sum(1) / valid.sum(1).clamp(min=1)
+
+    def update(self) -> Tensor:
+        sample = self.replay.sample(self.case.B)
+        losses, priorities = [], []
+        for p in range(self.case.P):
+            loss, priority = self.member_loss(p, sample)
+            self.optimisers[p].zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.trained[p], CLIP)
+            self.optimisers[p].step()
+            losses.append(loss.detach())
+            priorities.append(priority)
+        self.replay.update_priorities(sample, torch.stack(priorities))
+        self.updates += 1
+        if self.updates % self.case.sync_every == 0:
+            self.sync()
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        for online, target in zip(self.online, self.target, strict=True):
+            mine, theirs = list(target.parameters()), list(online.parameters())
+            if self.case.tau is None:
+                torch._foreach_copy_(mine, theirs)
+            else:
+                torch._foreach_lerp_(mine, theirs, self.case.tau)
+
+
+def h(x: Tensor, eps: float) -> Tensor:
+    return x if eps == 0 else x.sign() * ((x.abs() + 1).sqrt() - 1) + eps * x
+
+
+def hinv(x: Tensor, eps: float) -> Tensor:
+    if eps == 0:
+        return x
+    u = x.abs() + 1 + eps
+    return x.sign() * ((2 * u / (1 + (1 + 4 * eps * u).sqrt())).square() - 1)
+
+
+# ---- agreement ---------------------------------------------------------------------------------------------------
+
+
+def check(case: Case, updates: int = 3) -> dict[str, float]:
+    """Largest deviations between both sides over a few updates; SystemExit beyond the tolerances.
+
+    Adam divides by the gradient's size, so a weight whose gradient is near 0 moves by its rounding; the moved weights
+    are therefore compared in the norm of the whole movement.
+    """
+    ours = make_learner(case)
+    peer = PlainLearner(case, ours)
+    before = {name: v.detach().clone() for name, v in ours.population.online.items()}
+    loss = 0.0
+    for _ in range(updates):
+        a, b = ours.update()["loss"], peer.update()
+        loss = max(loss, float(((a - b) / b).abs().max()))
+    off = moved = 0.0
+    for p, net in enumerate(peer.online):
+        own = dict(net.named_parameters())
+        for mine, theirs in net.names().items():
+            off += float((own[mine] - ours.population.online[theirs][p]).detach().square().sum())
+            moved += float((own[mine] - before[theirs][p]).detach().square().sum())
+    weights = (off / moved) ** 0.5
+    if not (loss < 1e-5 and weights < 1e-4):  # observed 4e-7 and 9e-7
+        raise SystemExit(
+            f"{case.name}: both sides differ: loss by {loss:.1e}, movement of the weights by {weights:.1e}"
+        )
+    return {"loss": loss, "weights": weights}
+
+
+# ---- time --------------------------------------------------------------------------------------------------------
+
+
+class Phases:
+    """Seconds per named part of `learner.update()`, by wrapping what it calls."""
+
+    PARTS = ("sample", "encode", "op", "backward", "adam", "priorities", "sync", "metrics")
+
+    def __init__(self, learner: Learner):
+        self.spent = dict.fromkeys(self.PARTS, 0.0)
+        population, replay = learner.population, learner.replay
+        self._wrap("sample", replay, "sample")
+        self._wrap("encode", population.network, "encode")
+        self._wrap("op", learner, "td_unroll")
+        self._wrap("backward", population, "backward")
+        self._wrap("adam", population, "adam_step")
+        self._wrap("priorities", replay, "update_priorities")
+        self._wrap("sync", population, "sync_target")
+        self._wrap("metrics", learner, "_metrics")
+
+    def _wrap(self, part: str, owner: Any, name: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            out = inner(*args, **kwargs)
+            self.spent[part] += time.perf_counter() - start
+            return out
+
+        setattr(owner, name, timed)
+
+
+def encoder_backward(learner: Learner) -> Callable[[], float]:
+    """Seconds that the gradients of the encoder's weights take alone, for the learner's batch."""
+    population, network = learner.population, learner.population.network
+    weights = [v for name, v in population.online.items() if not name.startswith(("lstm.", "head."))]
+    obs = learner.replay.sample(learner.batch_size).obs
+    g = torch.rand(*obs.shape[:3], network.feature_size)
+
+    def run() -> float:
+        features = network.encode(population.online, obs)
+        start = time.perf_counter()
+        torch.autograd.grad(features, weights, g)
+        return time.perf_counter() - start
+
+    return run
+
+
+def measure(case: Case, rounds: int = 40, per_round: int = 3) -> dict[str, Any]:
+    """Milliseconds per update of both sides, interleaved, and of ours by part (median over rounds).
+
+    `outside` is the share of ours that is neither the operator's forward call nor the encoders' forward and backward.
+    """
+    errors = check(case)
+    ours = make_learner(case)
+    peer = PlainLearner(case, ours)
+    parts_learner = make_learner(case)
+    backward = encoder_backward(make_learner(case))
+    phases = Phases(parts_learner)
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    parts: dict[str, list[float]] = {name: [] for name in (*Phases.PARTS, "encoder backward", "total")}
+    for done in range(-3, rounds):
+        spent: dict[str, float] = {}
+        for name, side in (("ours", ours), ("peer", peer)):
+            start = time.perf_counter()
+            for _ in range(per_round):
+                side.update()
+            spent[name] = (time.perf_counter() - start) / per_round * 1e3
+        phases.spent = dict.fromkeys(Phases.PARTS, 0.0)
+        start = time.perf_counter()
+        for _ in range(per_round):
+            parts_learner.update()
+        total = time.perf_counter() - start
+        own_backward = min(backward() for _ in range(per_round)) * 1e3
+        if done < 0:
+            continue
+        for name, value in spent.items():
+            times[name].append(value)
+        for name, value in phases.spent.items():
+            parts[name].append(value / per_round * 1e3)
+        parts["encoder backward"].append(own_backward)
+        parts["total"].append(total / per_round * 1e3)
+    middle = {name: statistics.median(v) for name, v in parts.items()}
+    middle["backward"] -= middle["encoder backward"]  # what remains: autograd, the operator's node, copies
+    total = middle.pop("total")
+    middle["other"] = total - sum(middle.values())
+    inside = middle["encode"] + middle["op"] + middle["encoder backward"]
+    return {
+        "case": case.name,
+        "errors": errors,
+        "min": {k: min(v) for k, v in times.items()},
+        "median": {k: statistics.median(v) for k, v in times.items()},
+        "ratio": min(times["peer"]) / min(times["ours"]),
+        "ratio_median": statistics.median(times["peer"]) / statistics.median(times["ours"]),
+        "parts": middle,
+        "outside": 1 - inside / total,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    print(f"one pinned thread, {options.rounds} rounds; milliseconds per update")
+    print(f"{'case':<14} {'ours min':>9} {'median':>7} {'plain min':>10} {'median':>7} {'ratio':>6} {'outside':>8}")
+    for case in CASES:
+        if options.only not in case.name:
+            continue
+        r = measure(case, options.rounds)
+        low, mid = r["min"], r["median"]
+        print(
+            f"{case.name:<14} {low['ours']:>9.3f} {mid['ours']:>7.3f} {low['peer']:>10.3f} {mid['peer']:>7.3f} "
+            f"{r['ratio']:>6.2f} {r['outside']:>8.1%}"
+        )
+        print("    " + ", ".join(f"{name} {value:.3f}" for name, value in r["parts"].items()))
+        print(f"    deviations: loss {r['errors']['loss']:.0e}, weights {r['errors']['weights']:.0e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+// Gradient clipping by global norm and Adam (Kingma & Ba 2015), one row of weights per member, in two passes over
+// memory: the norms, then everything else.  Included inside the namespace of one ISA.
+//
+// A row is cut into chunks of kAdamChunk numbers wherever the threads are, so results do not depend on their number.
+
+constexpr int64_t kAdamChunk = 1 << 14;
+
+struct AdamRun {
+  const AdamProblem& q;
+  int64_t chunks;   // per member
+  double* partial;  // [P][chunks] sums of squares
+
+  int64_t begin(int64_t item) const { return item / chunks * q.N + item % chunks * kAdamChunk; }
+  int64_t length(int64_t item) const { return lesser(kAdamChunk, q.N - item % chunks * kAdamChunk); }
+
+  void square(int64_t item) const {
+    const float* g = q.grad + begin(item);
+    const int64_t n = length(item);
+    V sum[4] = {};
+    int64_t i = 0;
+    for (; i + kWide <= n; i += kWide)
+      for (int64_t j = 0; j < 4; ++j) {
+        const V v = load(g + i + j * kLanes);
+        sum[j] += v * v;
+      }
+    for (; i < n; i += kLanes) {
+      const V v = load_part(g + i, lesser(kLanes, n - i));
+      sum[0] += v * v;
+    }
+    const V all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    double total = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) total += double(all[lane]);
+    partial[item] = total;
+  }
+
+  void update(int64_t item) const {
+    const int64_t p = item / chunks, at = begin(item), n = length(item);
+    const float scale = q.clip_norm && q.norm[p] > q.clip_norm[p] ? q.clip_norm[p] / q.norm[p] : 1.0f;
+    const float decay1 = q.decay1, decay2 = q.decay2, eps = q.eps;
+    const float rate = q.lr[p] * q.first_correction, second = q.second_correction;
+    const float* __restrict grad = q.grad + at;
+    float* __restrict w = q.weights + at, * __restrict m = q.m + at, * __restrict v = q.v + at;
+    for (int64_t i = 0; i < n; ++i) {
+      const float g = grad[i] * scale;
+      const float first = m[i] + decay1 * (g - m[i]), square = v[i] + decay2 * (g * g - v[i]);
+      m[i] = first;
+      v[i] = square;
+      w[i] -= rate * first / (__builtin_sqrtf(square * second) + eps);
+    }
+  }
+};
+
+static void adam_step(const AdamProblem& q, Parallel parallel) {
+  const int64_t chunks = (q.N + kAdamChunk - 1) / kAdamChunk;
+  const Arena sums(2 * q.P * chunks);
+  AdamRun run{q, chunks, reinterpret_cast<double*>(sums.data)};
+  parallel.run(q.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->square(i); });
+  bool finite = true;
+  for (int64_t p = 0; p < q.P; ++p) {
+    double total = 0.0;
+    for (int64_t i = 0; i < chunks; ++i) total += run.partial[p * chunks + i];
+    q.norm[p] = float(__builtin_sqrt(total));
+    finite = finite && __builtin_isfinite(q.norm[p]);
+  }
+  if (finite)
+    parallel.run(q.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->update(i); });
+}
