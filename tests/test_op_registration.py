@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from op_cases import Case, Problem, deviation, draw, leaves
+from replay_cases import OBS, buffer, step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,6 +68,12 @@ def record() -> list[Call]:
             with torch.no_grad():
                 ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, b.reset)
                 ops.td_unroll(*p.with_spec(compute_dtype=torch.bfloat16))
+            for store_legal in (False, True):
+                replay = buffer(members=2, num_envs=2, seq_len=2, store_legal=store_legal)
+                for value in range(4):
+                    replay.add(**step(value, (2, 2)))
+                replay.sample(3)
+                replay.add_episode(0, torch.zeros(3, OBS), [0, 1], [0.5, 1.0], terminated=True)
         recorder.grad = True
         ops.td_unroll(*leaves(draw(CASE), features=False))
         rows = torch.randn(4, 3, 20)
@@ -80,7 +87,16 @@ CALLS = record()
 
 def test_every_op_is_sampled() -> None:
     names = registered()
-    for name in ("td_unroll", "lstm_unroll", "lstm_unroll_backward", "lstm_step", "pack", "adam_step"):
+    for name in (
+        "td_unroll",
+        "lstm_unroll",
+        "lstm_unroll_backward",
+        "lstm_step",
+        "pack",
+        "adam_step",
+        "replay_write",
+        "replay_windows",
+    ):
         assert f"townlet::{name}.default" in names
     # ops without a tensor (what the build is) run outside the dispatch mode and have no fake kernel to check
     plain = {n for n in names if "Tensor" not in str(getattr(torch.ops.townlet, n[9:-8]).default._schema)}

@@ -207,6 +207,35 @@ def test_every_window_is_reached_and_no_other() -> None:
     assert torch.equal(sample.obs[0, :, :, 0], sample.start[0].unsqueeze(1) + torch.arange(5.0))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_streams_are_each_written_and_read_as_if_alone(threads: int) -> None:
+    P, E, rng = 2, 70, np.random.default_rng(0)  # more streams than one thread takes at a time
+    together = buffer(P, E, capacity=8 * E, stride=2)
+    alone = [buffer(capacity=8, stride=2) for _ in range(P * E)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for value in range(19):
+            obs, legal = rng.random((P, E, OBS), dtype=np.float32), rng.random((P, E, A)) < 0.7
+            fields = step(value, (P, E), obs=torch.from_numpy(obs), legal=torch.from_numpy(legal))
+            fields["h"] = torch.from_numpy(rng.random((P, E, H), dtype=np.float32))
+            together.add(**fields)
+            for i, single in enumerate(alone):
+                single.add(**{name: v.flatten(0, 1)[i].view(1, 1, *v.shape[2:]) for name, v in fields.items()})
+        sample = together.sample(500)
+    finally:
+        torch.set_num_threads(before)
+    for name, table in together._data.items():
+        assert torch.equal(table, torch.cat([single._data[name] for single in alone])), name
+    for name, table in together._tables().items():
+        if name != "max_priority":
+            assert torch.equal(table, torch.cat([single._tables()[name] for single in alone])), name
+    stream = torch.arange(P).unsqueeze(1) * E + sample.slot // 4
+    where = stream.unsqueeze(-1) * 8 + (sample.start.unsqueeze(-1) + torch.arange(4)) % 8
+    assert torch.equal(sample.obs, together._data["obs"][where])
+    assert not torch.equal(sample.obs, together._data["obs"][(where + 8) % (P * E * 8)]), "control: the next stream's"
+
+
 # -- external episodes ---------------------------------------------------------------------------------------------
 
 

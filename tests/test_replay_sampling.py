@@ -152,6 +152,22 @@ def test_wrong_steps_are_refused_whole(fields: dict[str, Any], message: str) -> 
     assert len(replay) == 0
 
 
+def test_the_position_of_a_bad_observation_is_named_and_no_stream_has_moved() -> None:
+    replay = buffer(members=2, num_envs=40)
+    replay.add(**step(1, (2, 40)))
+    before = torch.utils._pytree.tree_map_only(Tensor, torch.clone, replay.state_dict())
+    obs = torch.zeros(2, 40, OBS)
+    obs[1, 7, 1], obs[1, 30, 0] = float("inf"), float("nan")
+    with pytest.raises(ValueError, match=r"obs holds NaN or infinity, first at \[1, 7, 1\]; expected finite numbers"):
+        replay.add(**step(2, (2, 40), obs=obs))
+    with pytest.raises(ValueError, match=r"first at \[22, 0\]"):
+        replay.add_episode(0, obs[1].roll(32, 0), [0] * 39, [0] * 39, terminated=True)
+    saved = zip(*map(torch.utils._pytree.tree_leaves, (before, replay.state_dict())), strict=True)
+    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in saved)
+    replay.add(**step(2, (2, 40), obs=torch.full((2, 40, OBS), 3e38)))  # control: large is not infinite
+    assert len(replay) == 80
+
+
 def test_wrong_episodes_are_refused_whole() -> None:
     replay = buffer()
     good: dict[str, Any] = {"obs": torch.zeros(3, OBS), "action": [0, 1], "reward": [0, 1], "terminated": True}

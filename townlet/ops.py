@@ -269,6 +269,30 @@ def _adam_step_fake(weights, *_):
     return weights.new_empty(weights.shape[0])
 
 
+@torch.library.register_fake("townlet::replay_write")
+def _replay_write_fake(*args):
+    return None
+
+
+@torch.library.register_fake("townlet::replay_windows")
+def _replay_windows_fake(obs, action, reward, terminated, reset, mask, legal, h, c, slot, start, ring, stride, seq_len):
+    P, B = slot.shape
+    S = seq_len
+    lead = (P, B, S)
+    longer = (P, B, S + 1)
+    return (
+        obs.new_empty(*longer, obs.shape[1]),
+        h.new_empty(P, B, h.shape[1]),
+        c.new_empty(P, B, c.shape[1]),
+        slot.new_empty(lead),
+        reward.new_empty(lead),
+        terminated.new_empty(lead),
+        reset.new_empty(longer),
+        mask.new_empty(lead),
+        mask.new_empty(0) if legal is None else legal.new_empty(*longer, legal.shape[1]),
+    )
+
+
 # ---- autograd ----
 
 

@@ -23,12 +23,15 @@ import torch
 from torch import Tensor
 
 from . import _C
+from . import _native as _native  # registers torch.ops.townlet
 from .networks import check_seeds
 
 log = logging.getLogger(__name__)
 
 REPLAY_STREAM = 2
 """Which of a member's Philox streams windows are drawn from."""
+
+_GIVEN = {"obs": torch.float32, "action": torch.int64, "reward": torch.float32}  # the other fields are flags
 
 PRIORITY_FLOOR = 1e-6
 """Added to every priority, so that a window without error can still be drawn."""
@@ -144,8 +147,8 @@ class SequentialReplayBuffer:
         self._closed = torch.zeros(streams, dtype=torch.bool)  # the next step must open an episode
         self._max_priority = torch.ones(members, dtype=torch.float64)
         self._samples = 0
-        self._all_streams = torch.arange(streams)
-        self._span = torch.arange(seq_len + 1)
+        names = ("obs", "action", "reward", "terminated", "reset", "mask")
+        self._stores = (*(self._data[name] for name in names), self._data.get("legal"), self._h, self._c)
 
     # -- size ----------------------------------------------------------------------------------------------------------
 
@@ -238,19 +241,11 @@ class SequentialReplayBuffer:
         if legal is not None:
             steps["legal"] = legal
         data = self._check(steps, (P, E))
-        states = {"h": torch.as_tensor(h, dtype=torch.float32), "c": torch.as_tensor(c, dtype=torch.float32)}
-        for name, value in states.items():
-            if tuple(value.shape) != (P, E, self.hidden_size):
-                raise ValueError(f"{name} has shape {list(value.shape)}; expected {[P, E, self.hidden_size]}")
-        if bool((self._closed & ~data["reset"].flatten()).any()):
-            raise ValueError("reset is False in a stream whose last step ended an added episode; expected True there")
-        self._append(
-            self._all_streams,
-            {name: v.flatten(0, 1).unsqueeze(1) for name, v in data.items()},
-            states["h"].view(P * E, 1, -1),
-            states["c"].view(P * E, 1, -1),
-        )
-        self._closed.zero_()
+        for name, value in (("h", h), ("c", c)):
+            data[name] = torch.as_tensor(value, dtype=torch.float32)
+            if tuple(data[name].shape) != (P, E, self.hidden_size):
+                raise ValueError(f"{name} has shape {list(data[name].shape)}; expected {[P, E, self.hidden_size]}")
+        self._write(0, {name: v.view(P * E, 1, *v.shape[2:]) for name, v in data.items()}, closes=False)
 
     def add_episode(
         self,
@@ -297,17 +292,14 @@ class SequentialReplayBuffer:
             steps["legal"] = legal
         data = self._check(steps, (n + 1,)) | self._pad_final(self._check({"action": action, "reward": reward}, (n,)))
         data["terminated"] = (torch.arange(n + 1) == n - 1) & terminated
-        states = []
         for name, value in (("h", h), ("c", c)):
             state = (
                 torch.zeros(n + 1, self.hidden_size) if value is None else torch.as_tensor(value, dtype=torch.float32)
             )
             if tuple(state.shape) != (n + 1, self.hidden_size):
                 raise ValueError(f"{name} has shape {list(state.shape)}; expected {[n + 1, self.hidden_size]}")
-            states.append(state.unsqueeze(0))
-        stream = torch.tensor([member * self.num_envs + env])
-        self._append(stream, {name: v.unsqueeze(0) for name, v in data.items()}, *states)
-        self._closed[stream] = True
+            data[name] = state
+        self._write(member * self.num_envs + env, {name: v.unsqueeze(0) for name, v in data.items()}, closes=True)
 
     @staticmethod
     def _pad_final(data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -320,46 +312,48 @@ class SequentialReplayBuffer:
         for name, value in steps.items():
             if name not in self._data:
                 raise ValueError(f"{name} is given, but this buffer was made with store_{name}=False")
-            store = self._data[name]
             tensor = torch.as_tensor(value)
-            shape = (*lead, *store.shape[1:])
+            shape = (*lead, *self._data[name].shape[1:])
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
-            if store.dtype != torch.float32 and tensor.is_floating_point():
-                raise ValueError(f"{name} has dtype {tensor.dtype}; expected {store.dtype}")
-            out[name] = tensor.to(store.dtype)
-        if "obs" in out and not bool(out["obs"].isfinite().all()):
-            where = (~out["obs"].isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers")
+            dtype = _GIVEN.get(name, torch.bool)
+            if dtype != torch.float32 and tensor.is_floating_point():
+                raise ValueError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
+            out[name] = tensor.to(dtype)
         return out
 
-    def _append(self, streams: Tensor, data: dict[str, Tensor], h: Tensor, c: Tensor) -> None:
-        """Writes n consecutive steps to each of M streams: data [M, n, ...], states before each step [M, n, H]."""
-        n = h.shape[1]
-        step = self._count[streams].unsqueeze(1) + torch.arange(n)  # [M, n] stream steps being written
-        place = step % self.ring
-        row = (streams.unsqueeze(1) * self.ring + place).flatten()
-        for name, store in self._data.items():
-            if name in data:
-                store[row] = data[name].flatten(0, 1)
-            else:  # no mask given: everything is legal
-                store[row] = True
+    def _write(self, first: int, data: Mapping[str, Tensor], *, closes: bool) -> None:
+        """Appends n steps to each of M streams from `first` on: data [M, n, ...], h and c the states before each step.
 
-        # a window that began at a step written over is gone; a new one begins here, its state is stored
-        begins = step % self.stride == 0
-        slot = streams.unsqueeze(1) * self._slots + place // self.stride
-        opened = slot[begins]
-        self._h[opened] = h[begins]
-        self._c[opened] = c[begins]
-        self._start[opened] = -1
-
-        # a window is complete with its last observation, S steps after its start, if the ring still holds the start
-        first = step - self.seq_len
-        held = (first >= 0) & (first % self.stride == 0) & (first > step[:, -1:] - self.ring)
-        done = (streams.unsqueeze(1) * self._slots + first % self.ring // self.stride)[held]
-        self._start[done] = first[held]
-        self._priority[done] = self._max_priority[done // (self._slots * self.num_envs)]
-        self._count[streams] += n
+        `closes`: the next step of these streams must open an episode.
+        """
+        names = ("obs", "action", "reward", "terminated", "reset", "mask")
+        tables = (self._start, self._priority, self._count, self._closed, self._max_priority)
+        try:
+            torch.ops.townlet.replay_write(
+                *self._stores,
+                *tables,
+                *(data[name] for name in names),
+                data.get("legal"),
+                data["h"],
+                data["c"],
+                first,
+                self.ring,
+                self.stride,
+                self.seq_len,
+                closes,
+            )
+        except RuntimeError as error:
+            if "obs holds" in str(error):
+                obs = data["obs"].squeeze(0 if closes else 1)
+                where = (~obs.isfinite()).nonzero()[0].tolist()
+                where = where if closes else [*divmod(where[0], self.num_envs), where[1]]
+                raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers") from None
+            if "reset is False" in str(error):
+                raise ValueError(
+                    "reset is False in a stream whose last step ended an added episode; expected True there"
+                ) from None
+            raise
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -377,7 +371,7 @@ class SequentialReplayBuffer:
         lacking = self.missing()
         if lacking:
             raise ValueError(f"replay cannot be sampled yet: {lacking}")
-        P, B, S, T = self.members, batch_size, self.seq_len, self.ring
+        P, B = self.members, batch_size
         starts = self._start.view(P, -1)  # [P, E*K]
         held = starts >= 0
         mass = held.double()
@@ -397,26 +391,20 @@ class SequentialReplayBuffer:
             weight = (held.sum(1, keepdim=True) * probability) ** -self.beta
             weight /= weight.amax(1, keepdim=True)
 
-        member = torch.arange(P).unsqueeze(1)
-        stream = member * self.num_envs + slot // self._slots
-        row = (stream.unsqueeze(-1) * T + (start.unsqueeze(-1) + self._span) % T).flatten()  # P * B * (S+1)
-        state = (member * starts.shape[1] + slot).flatten()
-
-        def window(name: str, length: int = S + 1) -> Tensor:
-            store = self._data[name]
-            return store.index_select(0, row).view(P, B, S + 1, *store.shape[1:])[:, :, :length]
-
+        obs, h0, c0, action, reward, terminated, reset, mask, legal = torch.ops.townlet.replay_windows(
+            *self._stores, slot, start, self.ring, self.stride, self.seq_len
+        )
         return ReplaySample(
-            obs=window("obs"),
-            h0=self._h.index_select(0, state).view(P, B, -1),
-            c0=self._c.index_select(0, state).view(P, B, -1),
-            action=window("action", S).long(),
-            reward=window("reward", S).contiguous(),
-            terminated=window("terminated", S).contiguous(),
-            reset=window("reset"),
-            mask=window("mask", S).contiguous(),
+            obs=obs,
+            h0=h0,
+            c0=c0,
+            action=action,
+            reward=reward,
+            terminated=terminated,
+            reset=reset,
+            mask=mask,
             weight=weight.float(),
-            legal=window("legal") if "legal" in self._data else None,
+            legal=legal if "legal" in self._data else None,
             slot=slot,
             start=start,
         )

@@ -1,0 +1,283 @@
+// The replay buffer's two inner loops: a step of many streams written into their rings, and windows read out of them.
+// What the tables mean is told in townlet/replay.py.  Everything is memory traffic, so there is one build for all CPUs.
+
+#include <atomic>
+#include <cstring>
+#include <tuple>
+
+#include "tensors.h"
+
+// M streams from `first` on, n steps each; stores [streams * ring, ...], states [streams * ring / stride, H].
+STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
+  m.def(
+      "replay_write(Tensor(a!) obs_store, Tensor(b!) action_store, Tensor(c!) reward_store, "
+      "Tensor(d!) terminated_store, Tensor(e!) reset_store, Tensor(f!) mask_store, Tensor(g!)? legal_store, "
+      "Tensor(h!) h_store, Tensor(i!) c_store, Tensor(j!) start, Tensor(k!) priority, Tensor(l!) count, "
+      "Tensor(m!) closed, Tensor max_priority, Tensor obs, Tensor action, Tensor reward, Tensor terminated, "
+      "Tensor reset, Tensor mask, Tensor? legal, Tensor h, Tensor c, int first, int ring, int stride, int seq_len, "
+      "bool closes) -> ()");
+  // obs, h0, c0, action, reward, terminated, reset, mask, legal (empty where none are stored)
+  m.def(
+      "replay_windows(Tensor obs_store, Tensor action_store, Tensor reward_store, Tensor terminated_store, "
+      "Tensor reset_store, Tensor mask_store, Tensor? legal_store, Tensor h_store, Tensor c_store, Tensor slot, "
+      "Tensor start, int ring, int stride, int seq_len) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
+}
+
+namespace townlet {
+namespace {
+
+constexpr ScalarType kInt = ScalarType::Int, kDouble = ScalarType::Double;
+constexpr int64_t kStreams = 32;  // streams that a thread takes at a time
+
+// A table that is written in place must be the caller's own memory, never a copy.
+template <class T>
+T* place(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
+  return need(t, name, shape, type).mutable_data_ptr<T>();
+}
+
+bool all_finite(const float* x, int64_t n) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return !bad;
+}
+
+struct Write {
+  int64_t M, n, D, A, H, first, ring, stride, seq_len, envs;
+  bool closes;
+  float *obs_store, *reward_store, *h_store, *c_store;
+  int32_t* action_store;
+  bool *terminated_store, *reset_store, *mask_store, *legal_store, *closed;
+  int64_t *start, *count;
+  double* priority;
+  const double* max_priority;
+  const float *obs, *reward, *h, *c;
+  const int64_t* action;
+  const bool *terminated, *reset, *mask, *legal;
+  std::atomic<bool> bad_obs, bad_reset;
+
+  void check(int64_t chunk) {
+    const int64_t from = chunk * kStreams, to = from + kStreams < M ? from + kStreams : M;
+    if (!all_finite(obs + from * n * D, (to - from) * n * D)) bad_obs = true;
+    for (int64_t m = from; m < to; ++m)
+      if (closed[first + m] && !reset[m * n]) bad_reset = true;
+  }
+  void write(int64_t chunk) const {
+    const int64_t from = chunk * kStreams, to = from + kStreams < M ? from + kStreams : M;
+    for (int64_t m = from; m < to; ++m) stream(m);
+  }
+  void stream(int64_t m) const {
+    const int64_t s = first + m, slots = ring / stride, begin = count[s], last = begin + n - 1;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t step = begin + i, at = step % ring, row = s * ring + at, from = m * n + i;
+      std::memcpy(obs_store + row * D, obs + from * D, static_cast<size_t>(D) * sizeof(float));
+      action_store[row] = static_cast<int32_t>(action[from]);
+      reward_store[row] = reward[from];
+      terminated_store[row] = terminated[from];
+      reset_store[row] = reset[from];
+      mask_store[row] = mask[from];
+      if (legal)
+        std::memcpy(legal_store + row * A, legal + from * A, static_cast<size_t>(A));
+      else if (legal_store)
+        std::memset(legal_store + row * A, 1, static_cast<size_t>(A));
+
+      // the window that began at a step written over is gone; a new one begins here, its state is stored
+      if (step % stride == 0) {
+        const int64_t slot = s * slots + at / stride;
+        std::memcpy(h_store + slot * H, h + from * H, static_cast<size_t>(H) * sizeof(float));
+        std::memcpy(c_store + slot * H, c + from * H, static_cast<size_t>(H) * sizeof(float));
+        start[slot] = -1;
+      }
+      // a window is complete with its last observation, if the ring still holds its start at the end of this call
+      const int64_t begun = step - seq_len;
+      if (begun >= 0 && begun % stride == 0 && begun > last - ring) {
+        const int64_t slot = s * slots + begun % ring / stride;
+        start[slot] = begun;
+        priority[slot] = max_priority[s / envs];
+      }
+    }
+    count[s] += n;
+    closed[s] = closes;
+  }
+};
+
+void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store,
+                      const Tensor& terminated_store, const Tensor& reset_store, const Tensor& mask_store,
+                      const Optional& legal_store, const Tensor& h_store, const Tensor& c_store, const Tensor& start,
+                      const Tensor& priority, const Tensor& count, const Tensor& closed, const Tensor& max_priority,
+                      const Tensor& obs, const Tensor& action, const Tensor& reward, const Tensor& terminated,
+                      const Tensor& reset, const Tensor& mask, const Optional& legal, const Tensor& h, const Tensor& c,
+                      int64_t first, int64_t ring, int64_t stride, int64_t seq_len, bool closes) {
+  STD_TORCH_CHECK(obs.dim() == 3 && h.dim() == 3 && count.dim() == 1 && max_priority.dim() == 1,
+                  "obs: expected [M, n, obs_size]");
+  Write w{};
+  w.M = obs.size(0);
+  w.n = obs.size(1);
+  w.D = obs.size(2);
+  w.H = h.size(2);
+  w.first = first;
+  w.ring = ring;
+  w.stride = stride;
+  w.seq_len = seq_len;
+  w.closes = closes;
+  const int64_t streams = count.size(0), members = max_priority.size(0);
+  STD_TORCH_CHECK(w.M > 0 && w.n > 0 && w.n <= ring && stride > 0 && ring % stride == 0 && seq_len > 0 && first >= 0 &&
+                      first + w.M <= streams && members > 0 && streams % members == 0,
+                  "replay_write: sizes do not fit");
+  w.envs = streams / members;
+  const int64_t rows = streams * ring, states = streams * (ring / stride);
+  w.obs_store = place<float>(obs_store, "obs_store", {rows, w.D}, kFloat);
+  w.action_store = place<int32_t>(action_store, "action_store", {rows}, kInt);
+  w.reward_store = place<float>(reward_store, "reward_store", {rows}, kFloat);
+  w.terminated_store = place<bool>(terminated_store, "terminated_store", {rows}, kBool);
+  w.reset_store = place<bool>(reset_store, "reset_store", {rows}, kBool);
+  w.mask_store = place<bool>(mask_store, "mask_store", {rows}, kBool);
+  STD_TORCH_CHECK(legal_store.has_value() || !legal.has_value(), "legal: nothing to store it in");
+  if (legal_store) {
+    STD_TORCH_CHECK(legal_store->dim() == 2, "legal_store: expected two dimensions");
+    w.A = legal_store->size(1);
+    w.legal_store = place<bool>(*legal_store, "legal_store", {rows, w.A}, kBool);
+  }
+  w.h_store = place<float>(h_store, "h_store", {states, w.H}, kFloat);
+  w.c_store = place<float>(c_store, "c_store", {states, w.H}, kFloat);
+  w.start = place<int64_t>(start, "start", {states}, kLong);
+  w.priority = place<double>(priority, "priority", {states}, kDouble);
+  w.count = place<int64_t>(count, "count", {streams}, kLong);
+  w.closed = place<bool>(closed, "closed", {streams}, kBool);
+  const Tensor top = need(max_priority, "max_priority", {members}, kDouble);
+  w.max_priority = top.const_data_ptr<double>();
+  const Tensor x = need(obs, "obs", {w.M, w.n, w.D}, kFloat), a = need(action, "action", {w.M, w.n}, kLong),
+               r = need(reward, "reward", {w.M, w.n}, kFloat), end = need(terminated, "terminated", {w.M, w.n}, kBool),
+               begin = need(reset, "reset", {w.M, w.n}, kBool), real = need(mask, "mask", {w.M, w.n}, kBool),
+               hc = need(h, "h", {w.M, w.n, w.H}, kFloat), cc = need(c, "c", {w.M, w.n, w.H}, kFloat);
+  Optional ok;
+  if (legal) ok = need(*legal, "legal", {w.M, w.n, w.A}, kBool);
+  w.obs = fp(x);
+  w.action = a.const_data_ptr<int64_t>();
+  w.reward = fp(r);
+  w.terminated = bp(end);
+  w.reset = bp(begin);
+  w.mask = bp(real);
+  w.legal = bp(ok);
+  w.h = fp(hc);
+  w.c = fp(cc);
+
+  const int64_t chunks = (w.M + kStreams - 1) / kStreams;
+  run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->check(i); });
+  STD_TORCH_CHECK(!w.bad_obs, "obs holds NaN or infinity; expected finite numbers");
+  STD_TORCH_CHECK(!w.bad_reset, "reset is False in a stream that was closed; expected True there");
+  run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->write(i); });
+}
+
+struct Windows {
+  int64_t P, B, S, D, A, H, ring, stride, slots, envs;
+  const float *obs_store, *reward_store, *h_store, *c_store;
+  const int32_t* action_store;
+  const bool *terminated_store, *reset_store, *mask_store, *legal_store;
+  const int64_t *slot, *start;
+  float *obs, *h0, *c0, *reward;
+  int64_t* action;
+  bool *terminated, *reset, *mask, *legal;
+
+  // `n` rows of `width` values from stream row `at` on, round the ring
+  template <class T>
+  void take(const T* stream, int64_t at, int64_t n, int64_t width, T* to) const {
+    const int64_t head = ring - at < n ? ring - at : n;
+    std::memcpy(to, stream + at * width, static_cast<size_t>(head * width) * sizeof(T));
+    if (head < n) std::memcpy(to + head * width, stream, static_cast<size_t>((n - head) * width) * sizeof(T));
+  }
+  void window(int64_t w) const {
+    const int64_t p = w / B, s = p * envs + slot[w] / slots, at = start[w] % ring, base = s * ring;
+    take(obs_store + base * D, at, S + 1, D, obs + w * (S + 1) * D);
+    take(reward_store + base, at, S, 1, reward + w * S);
+    take(terminated_store + base, at, S, 1, terminated + w * S);
+    take(reset_store + base, at, S + 1, 1, reset + w * (S + 1));
+    take(mask_store + base, at, S, 1, mask + w * S);
+    if (legal_store) take(legal_store + base * A, at, S + 1, A, legal + w * (S + 1) * A);
+    for (int64_t i = 0; i < S; ++i) action[w * S + i] = action_store[base + (at + i) % ring];
+    const int64_t state = (p * envs * slots + slot[w]) * H;
+    std::memcpy(h0 + w * H, h_store + state, static_cast<size_t>(H) * sizeof(float));
+    std::memcpy(c0 + w * H, c_store + state, static_cast<size_t>(H) * sizeof(float));
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> replay_windows_cpu(
+    const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store, const Tensor& terminated_store,
+    const Tensor& reset_store, const Tensor& mask_store, const Optional& legal_store, const Tensor& h_store,
+    const Tensor& c_store, const Tensor& slot, const Tensor& start, int64_t ring, int64_t stride, int64_t seq_len) {
+  STD_TORCH_CHECK(obs_store.dim() == 2 && h_store.dim() == 2 && slot.dim() == 2, "slot: expected [P, B]");
+  Windows w{};
+  w.P = slot.size(0);
+  w.B = slot.size(1);
+  w.S = seq_len;
+  w.D = obs_store.size(1);
+  w.H = h_store.size(1);
+  w.ring = ring;
+  w.stride = stride;
+  const int64_t rows = obs_store.size(0);
+  STD_TORCH_CHECK(w.P > 0 && w.B > 0 && stride > 0 && ring % stride == 0 && seq_len > 0 && seq_len < ring &&
+                      rows % (w.P * ring) == 0,
+                  "replay_windows: sizes do not fit");
+  w.slots = ring / stride;
+  w.envs = rows / (w.P * ring);
+  const int64_t P = w.P, B = w.B, S = w.S, states = P * w.envs * w.slots;
+  const Tensor x = need(obs_store, "obs_store", {rows, w.D}, kFloat), a = need(action_store, "action", {rows}, kInt),
+               r = need(reward_store, "reward_store", {rows}, kFloat),
+               end = need(terminated_store, "terminated_store", {rows}, kBool),
+               begin = need(reset_store, "reset_store", {rows}, kBool),
+               real = need(mask_store, "mask_store", {rows}, kBool),
+               hs = need(h_store, "h_store", {states, w.H}, kFloat),
+               cs = need(c_store, "c_store", {states, w.H}, kFloat), which = need(slot, "slot", {P, B}, kLong),
+               from = need(start, "start", {P, B}, kLong);
+  Optional ok;
+  if (legal_store) {
+    STD_TORCH_CHECK(legal_store->dim() == 2, "legal_store: expected two dimensions");
+    w.A = legal_store->size(1);
+    ok = need(*legal_store, "legal_store", {rows, w.A}, kBool);
+  }
+  w.obs_store = fp(x);
+  w.action_store = a.const_data_ptr<int32_t>();
+  w.reward_store = fp(r);
+  w.terminated_store = bp(end);
+  w.reset_store = bp(begin);
+  w.mask_store = bp(real);
+  w.legal_store = bp(ok);
+  w.h_store = fp(hs);
+  w.c_store = fp(cs);
+  w.slot = which.const_data_ptr<int64_t>();
+  w.start = from.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < P * B; ++i)
+    STD_TORCH_CHECK(w.slot[i] >= 0 && w.slot[i] < w.envs * w.slots && w.start[i] >= 0, "slot or start: out of range");
+
+  const auto bools = [&](std::initializer_list<int64_t> shape) {
+    return torch::stable::new_empty(x, std::vector<int64_t>(shape), kBool);
+  };
+  Tensor obs = empty(x, {P, B, S + 1, w.D}), h0 = empty(x, {P, B, w.H}), c0 = empty(x, {P, B, w.H}),
+         action = torch::stable::new_empty(x, std::vector<int64_t>{P, B, S}, kLong), reward = empty(x, {P, B, S}),
+         terminated = bools({P, B, S}), reset = bools({P, B, S + 1}), mask = bools({P, B, S}),
+         legal = legal_store ? bools({P, B, S + 1, w.A}) : bools({0});
+  w.obs = obs.mutable_data_ptr<float>();
+  w.h0 = h0.mutable_data_ptr<float>();
+  w.c0 = c0.mutable_data_ptr<float>();
+  w.action = action.mutable_data_ptr<int64_t>();
+  w.reward = reward.mutable_data_ptr<float>();
+  w.terminated = terminated.mutable_data_ptr<bool>();
+  w.reset = reset.mutable_data_ptr<bool>();
+  w.mask = mask.mutable_data_ptr<bool>();
+  w.legal = legal.mutable_data_ptr<bool>();
+  run_parallel(P * B, &w, [](void* self, int64_t i) { static_cast<const Windows*>(self)->window(i); });
+  return {obs, h0, c0, action, reward, terminated, reset, mask, legal};
+}
+
+}  // namespace
+}  // namespace townlet
+
+STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
+  m.impl("replay_write", TORCH_BOX(&townlet::replay_write_cpu));
+  m.impl("replay_windows", TORCH_BOX(&townlet::replay_windows_cpu));
+}
