@@ -2,6 +2,7 @@
 //
 //   philox_block, philox_uniform   counter-based random numbers (philox.h)
 //   Town                           the survival world (town/)
+//   measure_peak                   the benchmarks' yardstick (cpu/peak.h)
 //   build_info                     compiler and language standard of this build
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -10,7 +11,9 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "cpu/peak.h"
 #include "philox.h"
 #include "town/bind.h"
 
@@ -72,6 +75,12 @@ py::tuple philox_block(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std
   return py::make_tuple(out[0], out[1], out[2], out[3]);
 }
 
+std::pair<std::string, double> measure_peak(bool bf16, double seconds) {
+  const py::gil_scoped_release nogil;
+  const townlet::Peak peak = townlet::measure_peak(bf16, seconds);
+  return {peak.isa, peak.flops};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -81,5 +90,8 @@ PYBIND11_MODULE(_C, m) {
         "float64 [P, n] in [0, 1); element [p, i] is a function of (keys[p], stream, counter, i) alone.");
   m.def("philox_block", &philox_block, py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key"),
         "One raw Philox4x32-10 block: four 32-bit words (for tests against published vectors).");
+  m.def("measure_peak", &measure_peak, py::arg("bf16"), py::arg("seconds"),
+        "(instruction set, FLOP/s) of the calling thread's core, multiply-adds on registers alone; 0 FLOP/s where the "
+        "CPU has no bfloat16 dot product. Releases the interpreter lock.");
   townlet::bind_town(m);
 }

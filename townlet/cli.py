@@ -1,7 +1,7 @@
-"""The ``townlet`` command: train, eval, watch, doctor.
+"""The ``townlet`` command: train, eval, watch, bench, doctor.
 
-Exit codes: 0 done; 1 ``doctor`` found something wrong; 2 what was asked for is wrong (message, no traceback);
-128 + n stopped by signal n after saving (130 for Ctrl-C, 143 for SIGTERM).
+Exit codes: 0 done; 1 ``doctor`` or ``bench`` found a wrong result; 2 what was asked for is wrong (message, no
+traceback); 128 + n stopped by signal n after saving (130 for Ctrl-C, 143 for SIGTERM).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="townlet", description="Populations of recurrent Q-learning agents.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,eval,watch,doctor}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,eval,watch,bench,doctor}")
 
     train = commands.add_parser("train", help="train agents and write a run folder", epilog=_EPILOG)
     train.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win over it")
@@ -55,6 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--fps", type=float, default=8.0, metavar="X", help="pictures per second (default: 8)")
     watch.set_defaults(run=_watch)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure this machine: the operator beside its peak and torch.nn.LSTM, acting, the simulator",
+        description="Checks every result first, then prints median and best times. Takes under a minute; the full "
+        "comparison is benchmarks/run.py in the repository.",
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer shapes and repeats: about ten seconds")
+    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="to measure with (default: 1)")
+    bench.add_argument("--json", metavar="FILE", help="also write the figures there")
+    bench.set_defaults(run=_bench)
 
     doctor = commands.add_parser("doctor", help="describe the build and check the compiled operators")
     doctor.set_defaults(run=_doctor)
@@ -163,6 +174,18 @@ def _watch(arguments: Any) -> int:
     else:
         steps, score = watch.in_terminal(agent, sys.stdout, **options)
         print(f"{steps} steps, return {score:.4g}")
+    return 0
+
+
+def _bench(arguments: Any) -> int:
+    from .bench.problem import WrongResult
+    from .bench.short import run
+
+    try:
+        run(print, quick=arguments.quick, threads=arguments.threads, file=arguments.json)
+    except WrongResult as error:
+        print(f"townlet bench: WRONG RESULT: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -49,7 +49,7 @@ def kernel_in_use() -> str:
 def describe() -> dict[str, str]:
     """Name -> value: versions, build, instruction set, threads, GPU."""
     facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
-    facts["machine"] = f"{platform.system()} {platform.machine()}, {_cpu_name()}"
+    facts["machine"] = f"{platform.system()} {platform.machine()}, {cpu_name()}"
     facts["kernel in use"] = kernel_in_use()
     facts["torch CPU capability"] = torch.backends.cpu.get_cpu_capability()
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
@@ -63,7 +63,8 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as the system names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(

@@ -1,0 +1,14 @@
+"""Peer (d): torch.compile of two nn.LSTM calls and the TD loss."""
+
+from __future__ import annotations
+
+import torch
+
+from townlet.bench.peers import Update, module_loss, nn_lstm
+from townlet.bench.problem import Problem
+
+
+def update(problem: Problem) -> Update:
+    """`nn_lstm` with its loss compiled; compilation happens at the first call."""
+    torch.compiler.reset()  # what was compiled for another shape would make this one "dynamic"
+    return nn_lstm(problem, loss=torch.compile(module_loss, dynamic=False))

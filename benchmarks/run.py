@@ -1,0 +1,109 @@
+"""Runs the benchmark suites, each in a process of its own, prints their tables and the bars, writes JSON.
+
+python benchmarks/run.py                       all suites, into benchmarks/results/
+python benchmarks/run.py op resets --quick     tiny sizes: does everything run? (figures mean nothing; no JSON)
+python benchmarks/run.py --resume              skip the suites that are in the folder already
+python benchmarks/run.py --markdown            the tables of benchmarks/README.md from the JSON; measures nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+def main() -> int:
+    from suites import SUITES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"which of {', '.join(SUITES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--out", type=Path, help="folder of the JSON files (default: results/ beside this file)")
+    parser.add_argument("--resume", action="store_true", help="skip suites whose JSON is there, from the same settings")
+    parser.add_argument("--markdown", action="store_true", help="write the tables of README.md from the JSON, and end")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # run the one suite in this process
+
+    options = parser.parse_args()
+    unknown = sorted(set(options.suites) - set(SUITES))
+    if unknown:
+        parser.error(f"{unknown[0]}: expected some of {', '.join(SUITES)}")
+    chosen = options.suites or list(SUITES)
+    if options.markdown:
+        from readme import fill
+
+        fill(options.out or RESULTS, list(SUITES))
+        return 0
+    if options.here:
+        return _measure(chosen[0], options.quick, options.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = options.out or (Path(scratch) if options.quick else RESULTS)
+        return _run(chosen, options.quick, options.resume, out)
+
+
+def _run(chosen: list[str], quick: bool, resume: bool, out: Path) -> int:
+    """The suites one after the other; 1 if one of them failed, else 0 (a missed bar is a result, not a failure)."""
+    from townlet.bench import results
+
+    begun, failed, bars = time.monotonic(), [], []
+    for suite in chosen:
+        path = out / f"{suite}.json"
+        done = results.read(path) if resume else None
+        if done is None or done["settings"].get("quick") != quick:
+            command = [sys.executable, str(HERE / "run.py"), suite, "--here", "--out", str(out)]
+            # idle threads sleep, as they do under `townlet`: peers are given the same
+            environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+            if subprocess.run([*command, *(["--quick"] if quick else [])], env=environment).returncode:
+                failed.append(suite)
+                continue
+            done = results.read(path)
+            assert done is not None
+        else:
+            print(f"{suite}: taken from {path}", flush=True)
+        show(done)
+        bars += done["bars"]
+    if bars:
+        print("\n" + results.text(results.bar_cells(bars)))
+    print(f"\n{time.monotonic() - begun:.0f} s" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def _measure(suite: str, quick: bool, out: Path) -> int:
+    from suites import SUITES
+
+    from townlet.bench import results
+    from townlet.bench.problem import WrongResult
+
+    module, function = SUITES[suite]
+    try:
+        report = getattr(importlib.import_module(module), function)(quick)
+    except WrongResult as error:
+        print(f"{suite}: WRONG RESULT: {error}", file=sys.stderr)
+        return 1
+    results.write(out / f"{suite}.json", report.to_dict())
+    return 0
+
+
+def show(done: dict[str, Any]) -> None:
+    """A suite's tables as text."""
+    from townlet.bench import results
+
+    print(f"\n== {done['suite']}: {done['title']}\n   {results.peak_line(done)}")
+    for table in done["tables"]:
+        print(f"\n{table['title']}\n{results.text(results.grid(table))}")
+    for note in done["notes"]:
+        print(f"({note})")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,9 @@
+"""The suites: name -> (module, function). A suite is `f(quick) -> townlet.bench.results.Report`, in this order."""
+
+SUITES: dict[str, tuple[str, str]] = {
+    "op": ("suites.op", "grid"),
+    "resets": ("suites.op", "resets"),
+    "threads": ("suites.op", "threads"),
+    "population": ("suites.op", "population"),
+    "scaling": ("suites.scaling", "scaling"),
+}

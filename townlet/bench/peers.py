@@ -1,0 +1,124 @@
+"""What a user of plain PyTorch would write: the same update from LSTM cells or modules, autograd doing the rest.
+
+Each function takes a `Problem` of one member and returns a callable -> `problem.Gradients`. Inputs lie time-major and
+in the dtype that the peer computes in before the clock starts, which is kind to the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..params import RecurrentQParams
+from .problem import Gradients, Problem
+
+Update = Callable[[], Gradients]
+Loss = Callable[..., Tensor]
+
+
+def td_loss(q: Tensor, q_target: Tensor, action: Tensor, reward: Tensor, going: Tensor, gamma: float) -> Tensor:
+    """One-step double-Q Huber loss: q, q_target [S+1, B, A]; action, reward, going (1 unless terminated) [S, B]."""
+    with torch.no_grad():
+        best = q[1:].argmax(-1, keepdim=True)
+        y = reward + gamma * going * q_target[1:].gather(-1, best).squeeze(-1)
+    taken = q[:-1].gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    return F.huber_loss(taken, y)
+
+
+class Net(nn.Module):
+    """nn.LSTM and a linear head, with the weights of one member of a problem's network."""
+
+    def __init__(self, params: RecurrentQParams, member: int = 0, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        w_ih, w_hh, bias, w_q, b_q = (w[member].detach() for w in params if w is not None)
+        self.lstm = nn.LSTM(w_ih.shape[1], w_hh.shape[1])
+        self.head = nn.Linear(w_q.shape[1], w_q.shape[0])
+        for mine, value in zip(self.parameters(), (w_ih, w_hh, bias, torch.zeros_like(bias), w_q, b_q), strict=True):
+            mine.data = value.to(dtype, copy=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """x [S+1, B, D], h and c [1, B, H] -> Q [S+1, B, A] in float32."""
+        y, _ = self.lstm(x, (h, c))
+        return self.head(y).float()
+
+
+class Inputs:
+    """One member's batch, time-major: features in `dtype`, the rest float32."""
+
+    def __init__(self, problem: Problem, member: int = 0, dtype: torch.dtype = torch.float32):
+        b, p = problem.batch, member
+        assert b.features_target is not None
+        self.online = b.features_online[p].transpose(0, 1).to(dtype).contiguous()
+        self.target = b.features_target[p].transpose(0, 1).to(dtype).contiguous()
+        self.h, self.c = b.h0[p].unsqueeze(0).to(dtype), b.c0[p].unsqueeze(0).to(dtype)
+        self.action, self.reward = b.action[p].t().contiguous(), b.reward[p].t().contiguous()
+        self.going = (~b.terminated[p].t()).float().contiguous()
+        assert isinstance(problem.spec.gamma, float)
+        self.gamma = problem.spec.gamma
+
+
+def _gradients(loss: Tensor, gradients: tuple[Tensor, ...]) -> Gradients:
+    """In the order of problem.NAMES: of the LSTM's two biases, one."""
+    w_ih, w_hh, bias, _, w_q, b_q = gradients
+    return [v.detach().unsqueeze(0) for v in (loss, w_ih, w_hh, bias, w_q, b_q)]
+
+
+def module_loss(online: nn.Module, target: nn.Module, i: Inputs) -> Tensor:
+    """The loss of one member from two networks."""
+    with torch.no_grad():
+        q_target = target(i.target, i.h, i.c)
+    return td_loss(online(i.online, i.h, i.c), q_target, i.action, i.reward, i.going, i.gamma)
+
+
+def nn_lstm(problem: Problem, dtype: torch.dtype = torch.float32, loss: Loss = module_loss) -> Update:
+    """Two nn.LSTM calls, the TD loss and autograd; with bfloat16, weights, inputs and states are bfloat16."""
+    online, target = Net(problem.online, dtype=dtype), Net(problem.target, dtype=dtype)
+    inputs, weights = Inputs(problem, dtype=dtype), list(online.parameters())
+
+    def update() -> Gradients:
+        value = loss(online, target, inputs)
+        return _gradients(value, torch.autograd.grad(value, weights))
+
+    return update
+
+
+def nn_lstm_autocast(problem: Problem) -> Update:
+    """`nn_lstm` with float32 weights and inputs under torch.autocast to bfloat16."""
+    run = nn_lstm(problem)
+
+    def update() -> Gradients:
+        with torch.autocast("cpu", torch.bfloat16):
+            return run()
+
+    return update
+
+
+class _CellNet(nn.Module):
+    def __init__(self, net: Net):
+        super().__init__()
+        self.cell = nn.LSTMCell(net.lstm.input_size, net.lstm.hidden_size)
+        for mine, theirs in zip(self.cell.parameters(), net.lstm.parameters(), strict=True):
+            mine.data = theirs.data
+        self.head = net.head
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        state, ys = (h[0], c[0]), []
+        for x_t in x:
+            state = self.cell(x_t, state)
+            ys.append(state[0])
+        return self.head(torch.stack(ys))
+
+
+def step_loop(problem: Problem) -> Update:
+    """nn.LSTMCell in a Python loop over the steps, both networks, and autograd."""
+    online, target = _CellNet(Net(problem.online)), _CellNet(Net(problem.target))
+    inputs, weights = Inputs(problem), list(online.parameters())
+
+    def update() -> Gradients:
+        value = module_loss(online, target, inputs)
+        return _gradients(value, torch.autograd.grad(value, weights))
+
+    return update

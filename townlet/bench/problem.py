@@ -1,0 +1,150 @@
+"""Random updates to time, what they cost, and the check against the twin that comes before any timing.
+
+Symbols: P members, B sequences, S transitions, D features, H LSTM units, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..params import RecurrentQParams, SequenceBatch, TDSpec
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+"""Largest error allowed, relative to the largest value of the tensor compared (seen: 3e-6 and 9e-3)."""
+
+Gradients = Sequence[Tensor]
+"""Loss [P], then gradients of w_ih [P, 4H, D], w_hh, bias [P, 4H], w_q [P, A, H], b_q [P, A]."""
+NAMES = ("loss", "w_ih", "w_hh", "bias", "w_q", "b_q")
+
+
+class WrongResult(ValueError):
+    """What was about to be timed does not compute the update."""
+
+
+class Shape(NamedTuple):
+    """Sizes of one update."""
+
+    B: int
+    S: int
+    D: int
+    H: int
+    P: int = 1
+    A: int = 6
+
+    def __str__(self) -> str:
+        members = f"P={self.P}, " if self.P > 1 else ""
+        return f"{members}({self.B}, {self.S}, {self.D}, {self.H})"
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of a full update; gates and head not counted, nor gradients to features.
+
+        Both networks' unrolls, 2 * 8H(D + H) per observation; back through time, 8H^2, and the weights' gradients,
+        8H(D + H), per transition.
+        """
+        B, S, D, H, P, _ = self
+        return float(P * B * (2 * 8 * H * (D + H) * (S + 1) + (8 * H * H + 8 * H * (D + H)) * S))
+
+
+class Problem(NamedTuple):
+    """One update: linear head, double Q, one-step Huber targets, every transition real."""
+
+    shape: Shape
+    online: RecurrentQParams
+    target: RecurrentQParams
+    batch: SequenceBatch
+    spec: TDSpec
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The tensors that gradients are formed for, in the order of NAMES[1:]."""
+        return [w for w in self.online if w is not None]
+
+
+def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torch.float32, seed: int = 0) -> Problem:
+    """A random update in float32. resets: share of observations that open an episode (the one before terminated).
+
+    The target is the online network a little off, as after a sync: where rounding to bfloat16 makes another action the
+    greedy one, its value is about the same, and results stay comparable.
+    """
+    B, S, D, H, P, A = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(*size: int, scale: float = 1.0) -> Tensor:
+        return (torch.rand(*size, generator=g) * 2 - 1) * scale
+
+    k = H**-0.5
+    sizes = ((P, 4 * H, D), (P, 4 * H, H), (P, 4 * H), (P, A, H), (P, A))
+    weights = [uniform(*size, scale=k) for size in sizes]
+    older = [w + uniform(*w.shape, scale=0.1 * k) for w in weights]
+
+    def network(w_ih: Tensor, w_hh: Tensor, bias: Tensor, w_q: Tensor, b_q: Tensor) -> RecurrentQParams:
+        return RecurrentQParams(w_ih, w_hh, bias, None, None, w_q, b_q)
+
+    features = uniform(P, B, S + 1, D)
+    reset = torch.rand(P, B, S + 1, generator=g) < resets
+    batch = SequenceBatch(
+        features_online=features,
+        features_target=features + uniform(P, B, S + 1, D, scale=0.1),
+        h0=uniform(P, B, H, scale=0.5),
+        c0=uniform(P, B, H, scale=0.5),
+        action=torch.randint(A, (P, B, S), generator=g),
+        reward=uniform(P, B, S),
+        terminated=reset[:, :, 1:].clone(),
+        reset=reset,
+        mask=torch.ones(P, B, S, dtype=torch.bool),
+        weight=torch.ones(P, B),
+    )
+    online = network(*(w.requires_grad_() for w in weights))
+    return Problem(shape, online, network(*older), batch, TDSpec(gamma=0.99, compute_dtype=compute_dtype))
+
+
+def ours(problem: Problem, td_unroll=ops.td_unroll):
+    """The fused operator on `problem` with its target packed beforehand, as a callable without arguments -> Gradients.
+
+    td_unroll: the operator; tests hand in broken ones.
+    """
+    weights = problem.weights
+    packed = ops.pack(problem.target, problem.spec.compute_dtype)
+
+    def update() -> Gradients:
+        loss = td_unroll(problem.online, packed, problem.batch, problem.spec).loss
+        return [loss, *torch.autograd.grad(loss.sum(), weights)]
+
+    return update
+
+
+def expected(problem: Problem) -> Gradients:
+    """The twin's results in float64, operands not rounded."""
+
+    def double(values):
+        return type(values)._make(v.detach().double() if v is not None and v.is_floating_point() else v for v in values)
+
+    online, target, batch = double(problem.online), double(problem.target), double(problem.batch)
+    leaves = [w.requires_grad_() for w in online if w is not None]
+    out = reference.td_unroll(online, target, batch, TDSpec(gamma=problem.spec.gamma))
+    return [out.loss.detach(), *torch.autograd.grad(out.loss.sum(), leaves)]
+
+
+def check(name: str, got: Gradients, want: Gradients, dtype: torch.dtype = torch.float32) -> float:
+    """The largest error, relative to the largest value of its tensor.
+
+    Errors: WrongResult naming the candidate and the tensor when it is above TOLERANCE[dtype].
+    """
+    worst = 0.0
+    for what, a, b in zip(NAMES, got, want, strict=True):
+        if a.shape != b.shape:
+            raise WrongResult(f"{name}: {what} has shape {list(a.shape)}; expected {list(b.shape)}; not timed")
+        error = float((a.detach().double() - b).abs().max() / b.abs().max().clamp(min=1e-12))
+        if not error <= TOLERANCE[dtype]:
+            raise WrongResult(
+                f"{name}: {what} is off by {error:.1e} of its largest value; at most {TOLERANCE[dtype]:.0e} "
+                "is allowed; not timed"
+            )
+        worst = max(worst, error)
+    return worst

@@ -1,0 +1,102 @@
+"""`townlet bench`: a table in under a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .. import ops
+from . import peers, results, town
+from .problem import Shape, check, draw, expected, ours
+from .timing import interleave
+
+SHAPES = (Shape(16, 8, 64, 128), Shape(16, 8, 256, 256), Shape(32, 16, 64, 128), Shape(64, 32, 128, 256))
+QUICK = SHAPES[:1]
+SIMULATED, ACTING = 1024, 256  # environments
+
+
+def run(
+    out: Callable[[str], None],
+    *,
+    quick: bool = False,
+    threads: int = 1,
+    file: str | None = None,
+    td_unroll: Callable = ops.td_unroll,
+) -> results.Report:
+    """Measure, print through `out`, and write JSON to `file` if given.
+
+    Args:
+        threads: for the operator and acting; the simulator has one.
+        td_unroll: the operator; tests hand in broken ones.
+
+    Errors: ValueError for more threads than processors; WrongResult (one too) before anything wrong is timed.
+    """
+    if file is not None and not Path(file).resolve().parent.is_dir():
+        raise ValueError(f"--json {file}: the folder does not exist")
+    title = "Townlet on this machine"
+    report = results.Report("bench", title, threads=threads, settings={"quick": quick}).start()
+    _operator(report, quick, td_unroll)
+    _worlds(report, quick)
+    report.peaks_again()
+    done = report.to_dict()
+    facts = done["machine"]
+    out(f"{facts['cpu']}, {facts['processors']} processors, kernels {facts['isa']}, torch {facts['torch']}")
+    out(results.peak_line(done))
+    for table in report.tables:
+        out("")
+        out(table["title"])
+        out(results.text(results.grid(table)))
+    if file is not None:
+        results.write(Path(file), done)
+    return report
+
+
+def _operator(report: results.Report, quick: bool, td_unroll: Callable) -> None:
+    columns = [
+        ("case", "B, S, D, H", ""),
+        ("name", "", ""),
+        *results.TIMES,
+        ("gflops", "GFLOP/s", ".0f"),
+        ("share", "of peak", ".0%"),
+        ("ratio", "nn.LSTM / this", ".2fx"),
+    ]
+    rows = report.table("one update: forward, TD target, loss, gradients of all weights", columns)
+    for shape in QUICK if quick else SHAPES:
+        problem, half = draw(shape), draw(shape, compute_dtype=torch.bfloat16)
+        candidates = {
+            "townlet": (ours(problem, td_unroll), torch.float32),
+            "torch.nn.LSTM": (peers.nn_lstm(problem), torch.float32),
+        }
+        if report.peaks["bf16"]:
+            candidates["townlet bf16"] = (ours(half, td_unroll), torch.bfloat16)
+            candidates["torch.nn.LSTM bf16"] = (peers.nn_lstm(half, torch.bfloat16), torch.bfloat16)
+        want = expected(problem)
+        for name, (call, dtype) in candidates.items():
+            check(name, call(), want, dtype)
+        timings = interleave({n: call for n, (call, _) in candidates.items()}, rounds=5 if quick else 9, budget=8)
+        for name, timing in timings.items():
+            bf16 = name.endswith("bf16")
+            peer = timings["torch.nn.LSTM bf16" if bf16 else "torch.nn.LSTM"].minimum
+            row = {"case": str(shape), "name": name, "ratio": peer / timing.minimum}
+            rows.append(row | results.times(timing, shape.flops, report.peaks["bf16" if bf16 else "fp32"]))
+
+
+def _worlds(report: results.Report, quick: bool) -> None:
+    columns = [
+        ("case", "Town, environment steps per second", ""),
+        ("envs", "environments", "d"),
+        ("rate_median", "median", ",.0f"),
+        ("rate", "best", ",.0f"),
+    ]
+    rows = report.table("acting: simulator, MLP 128, LSTM 128, action, replay write", columns)
+    calls = {
+        "simulator": (town.simulator(SIMULATED), SIMULATED),
+        "acting": (town.acting(ACTING), ACTING),
+    }
+    timings = interleave({n: call for n, (call, _) in calls.items()}, rounds=5 if quick else 15, budget=10)
+    for name, timing in timings.items():
+        steps = calls[name][1] * town.STEPS
+        row = {"case": name, "envs": calls[name][1], "rate_median": steps / timing.median}
+        rows.append(row | {"rate": steps / timing.minimum} | results.times(timing))

@@ -1,0 +1,78 @@
+"""The simulator and the acting loop around it: what to time, and the check that comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import reference
+from ..config import Config
+from ..envs import TownVectorEnv
+from ..trainer import Trainer
+from .problem import WrongResult
+
+STEPS = 50
+"""Steps of all environments in one timed call."""
+
+ACTING_TOLERANCE = 1e-5
+"""Largest absolute error of the carried state after a step; states lie in (-1, 1) or nearby (seen: 3e-7)."""
+
+
+def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
+    """STEPS steps of `num_envs` Towns under uniform random actions, episodes ending and restarting as they do.
+
+    Errors: WrongResult when an environment among many does not do what it does alone.
+    """
+    actions = np.random.default_rng(0).integers(0, 6, (STEPS, num_envs))
+    envs = TownVectorEnv(num_envs, **arguments)
+    envs.reset(seed=0)
+    seen = [envs.step(row)[:2] for row in actions]
+    last = num_envs - 1
+    alone = TownVectorEnv(1, **arguments)
+    alone.reset(seed=last)
+    for t in range(STEPS):
+        obs, reward, *_ = alone.step(actions[t, last:])
+        if not (np.array_equal(obs[0], seen[t][0][last]) and reward[0] == seen[t][1][last]):
+            raise WrongResult(f"simulator: environment {last} of {num_envs} differs from itself alone at step {t}")
+
+    def run() -> None:
+        for row in actions:
+            envs.step(row)
+
+    return run
+
+
+def acting(num_envs: int) -> Callable[[], None]:
+    """STEPS acting steps of one member: simulator, MLP encoder 128, LSTM 128, epsilon-greedy action, replay write.
+
+    Errors: WrongResult when the carried state is not the one that the twin computes in float64.
+    """
+    trainer = Trainer(
+        Config(num_envs=num_envs, hidden_size=128, encoder=(128,), head_size=128, capacity=64 * num_envs, seq_len=32)
+    )
+    for _ in range(3):
+        _check_step(trainer)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            trainer.act_step()
+
+    return run
+
+
+def _check_step(trainer: Trainer) -> None:
+    population = trainer.population
+    params = {name: value.detach().double() for name, value in population.online.items()}
+    with torch.no_grad():
+        features = trainer.network.encode(params, trainer.obs.double())
+        h, c = (v.double() for v in population.state)
+        weights = trainer.network.recurrent(params)
+        want = reference.lstm_step(features, h, c, weights.w_ih, weights.w_hh, weights.bias, trainer.reset)
+    trainer.act_step()
+    for name, got, twin in zip("hc", population.state, want, strict=True):
+        error = float((got - twin).abs().max())
+        if not error <= ACTING_TOLERANCE:
+            raise WrongResult(f"acting: {name} is off by {error:.1e}; at most {ACTING_TOLERANCE:.0e} is allowed")
