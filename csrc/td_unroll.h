@@ -83,6 +83,25 @@ struct AdamProblem {
   float* norm;                                // [P], of the gradient before clipping
 };
 
+struct SpatialSizes {
+  int64_t P, N, planes, height, width, C0, C1, M;  // images, maps of an image, channels, units over the window
+  int64_t in[3], out[3];                           // layers of position, meters, affordance
+};
+
+struct SpatialProblem {
+  SpatialSizes n;
+  const float *obs, *conv0_w, *conv0_b, *conv1_w, *conv1_b, *window_w, *window_b;
+  const float *small_w[3], *small_b[3];
+  float *features, *saved;  // saved: [P][spatial_saved] for the backward pass, or null
+};
+
+struct SpatialGradProblem {
+  SpatialSizes n;
+  const float *grad, *features, *saved, *obs, *conv1_w, *window_w;
+  float *dconv0_w, *dconv0_b, *dconv1_w, *dconv1_b, *dwindow_w, *dwindow_b;
+  float *dsmall_w[3], *dsmall_b[3];
+};
+
 // One instruction set's build of the kernels.
 struct Kernels {
   const char* name;
@@ -93,6 +112,9 @@ struct Kernels {
   void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
   void (*lstm_step)(const StepProblem&, Parallel);
   void (*adam_step)(const AdamProblem&, Parallel);
+  int64_t (*spatial_saved)(const SpatialSizes&);  // floats per member
+  void (*spatial_encode)(const SpatialProblem&, Parallel);
+  void (*spatial_encode_backward)(const SpatialGradProblem&, Parallel);
 };
 
 // The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.

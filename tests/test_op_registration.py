@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from townlet import ops
+from townlet.networks import RecurrentSpatialQNetwork
 from townlet.params import RecurrentQParams, TDOutput
 
 CASE = Case(P=2, B=2, S=4)
@@ -76,6 +77,9 @@ def record() -> list[Call]:
                 replay.add_episode(0, torch.zeros(3, OBS), [0, 1], [0.5, 1.0], terminated=True)
         recorder.grad = True
         ops.td_unroll(*leaves(draw(CASE), features=False))
+        for network in (RecurrentSpatialQNetwork(2, 3, 2), RecurrentSpatialQNetwork(1, 1, 1)):
+            params = {k: v.requires_grad_() for k, v in network.init([0, 1]).items()}
+            network.encode(params, torch.randn(2, 5, network.obs_size)).sum().backward()
         rows = torch.randn(4, 3, 20)
         for clip in (None, torch.ones(3)):
             ops.adam_step(*rows, torch.full((3,), 1e-3), clip, (0.9, 0.999), 1e-5, 1)

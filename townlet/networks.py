@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .params import RecurrentQParams
+from .encoders import spatial_encode
+from .params import RecurrentQParams, SpatialWeights
 
 Params = Mapping[str, Tensor]
 
@@ -279,15 +280,6 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         }
 
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
-        P, N, _ = x.shape
-        start = self.planes * self.height * self.width
-        # one grouped convolution for all members: member p's maps are group p
-        y = x[..., :start].transpose(0, 1).reshape(N, P * self.planes, self.height, self.width)
-        for name in ("conv.0", "conv.1"):
-            weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-            y = torch.relu(torch.conv2d(y, weight.flatten(0, 1), bias.flatten(), padding=1, groups=P))
-        parts = [torch.relu(_linear(params, "window", y.reshape(N, P, -1).transpose(0, 1)))]
-        for name, size in (("position", self.POSITION), ("meters", self.METERS), ("affordance", self.AFFORDANCE)):
-            parts.append(torch.relu(_linear(params, name, x[..., start : start + size])))
-            start += size
-        return torch.cat(parts, dim=-1)
+        names = ("conv.0", "conv.1", "window", "position", "meters", "affordance")
+        weights = SpatialWeights(*(params[f"{name}.{part}"] for name in names for part in ("weight", "bias")))
+        return spatial_encode(x, weights, self.height, self.width)

@@ -32,6 +32,23 @@ class RecurrentQParams(NamedTuple):
     b_val: Tensor | None = None  # [P, 1]
 
 
+class SpatialWeights(NamedTuple):
+    """Weights of P encoders over maps and other numbers, as in `torch.nn.Conv2d` and `torch.nn.Linear`."""
+
+    conv0_w: Tensor  #      [P, 16, planes, 3, 3]
+    conv0_b: Tensor  #      [P, 16]
+    conv1_w: Tensor  #      [P, 32, 16, 3, 3]
+    conv1_b: Tensor  #      [P, 32]
+    window_w: Tensor  #     [P, 128, 32 * height * width]
+    window_b: Tensor  #     [P, 128]
+    position_w: Tensor  #   [P, 32, 2]
+    position_b: Tensor  #   [P, 32]
+    meters_w: Tensor  #     [P, 32, 8]
+    meters_b: Tensor  #     [P, 32]
+    affordance_w: Tensor  # [P, 32, 18]
+    affordance_b: Tensor  # [P, 32]
+
+
 class SequenceBatch(NamedTuple):
     """B replayed sequences for each of P members.
 
@@ -197,6 +214,34 @@ def check_adam(
         _check("clip_norm", clip_norm, (P,), (weights.dtype,), weights)
     if step < 1:
         raise ValueError(f"step is {step}; expected at least 1")
+
+
+def check_spatial(obs: Tensor, weights: SpatialWeights, height: int, width: int) -> None:
+    """The arguments of spatial_encode; ValueError names what does not fit. Numbers of units are free."""
+    if not isinstance(obs, Tensor) or obs.dim() != 3 or 0 in obs.shape:
+        got = list(obs.shape) if isinstance(obs, Tensor) else type(obs).__name__
+        raise ValueError(f"obs has shape {got}; expected [P, N, numbers], all positive")
+    for name, value in (("height", height), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    P, fl = obs.shape[0], (obs.dtype,)
+    for name, w, inputs in (
+        ("conv0_w", weights.conv0_w, None),
+        ("conv1_w", weights.conv1_w, weights.conv0_w.shape[1]),
+        ("window_w", weights.window_w, weights.conv1_w.shape[1] * height * width),
+        ("position_w", weights.position_w, None),
+        ("meters_w", weights.meters_w, None),
+        ("affordance_w", weights.affordance_w, None),
+    ):
+        tail = (3, 3) if name.startswith("conv") else ()
+        if w.dim() != 3 + len(tail):
+            raise ValueError(f"{name} has shape {list(w.shape)}; expected {['P', 'out', 'in', *tail]}")
+        _check(name, w, (P, w.shape[1], w.shape[2] if inputs is None else inputs, *tail), fl, obs)
+        bias = name.replace("_w", "_b")
+        _check(bias, getattr(weights, bias), (P, w.shape[1]), fl, obs)
+    numbers = weights.conv0_w.shape[2] * height * width + sum(w.shape[2] for w in weights[6::2])
+    if obs.shape[2] != numbers:
+        raise ValueError(f"obs has shape {list(obs.shape)}; expected [P, N, {numbers}], maps and other numbers")
 
 
 def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, int]:

@@ -14,10 +14,12 @@ from torch import Tensor
 from .params import (
     RecurrentQParams,
     SequenceBatch,
+    SpatialWeights,
     TDOutput,
     TDSpec,
     check_adam,
     check_params,
+    check_spatial,
     check_step,
     check_td,
     check_unroll,
@@ -217,3 +219,19 @@ def adam_step(
     denominator = (v / (1 - betas[1] ** step)).sqrt() + eps
     weights -= (lr / (1 - betas[0] ** step)).unsqueeze(1) * m / denominator
     return norm
+
+
+def spatial_encode(obs: Tensor, weights: SpatialWeights, height: int, width: int) -> Tensor:
+    """Twin of `townlet.encoders.spatial_encode`: obs [P, N, numbers] -> features [P, N, D]."""
+    check_spatial(obs, weights, height, width)
+    P, N, _ = obs.shape
+    planes = weights.conv0_w.shape[2]
+    start = planes * height * width
+    # one grouped convolution for all members: member p's maps are group p
+    y = obs[..., :start].transpose(0, 1).reshape(N, P * planes, height, width)
+    for w, b in (weights[0:2], weights[2:4]):
+        y = torch.relu(torch.conv2d(y, w.flatten(0, 1), b.flatten(), padding=1, groups=P))
+    inputs = [y.reshape(N, P, -1).transpose(0, 1)]
+    inputs += obs[..., start:].split([w.shape[2] for w in weights[6::2]], dim=-1)
+    layers = zip(inputs, weights[4::2], weights[5::2], strict=True)
+    return torch.cat([torch.relu(torch.baddbmm(b.unsqueeze(1), x, w.transpose(1, 2))) for x, w, b in layers], dim=-1)

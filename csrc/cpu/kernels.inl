@@ -24,12 +24,14 @@ constexpr int kRows = TOWNLET_ROWS;
 #include "td.h"
 #include "lstm_ops.h"
 #include "adam.h"
+#include "spatial.h"
 // clang-format on
 
 #define TOWNLET_STRING_(x) #x
 #define TOWNLET_STRING(x) TOWNLET_STRING_(x)
 extern const Kernels table;
-const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,    pack,     td_unroll, lstm_unroll,
-                       lstm_unroll_backward,        lstm_step, adam_step};
+const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,    pack,      td_unroll,     lstm_unroll,
+                       lstm_unroll_backward,        lstm_step, adam_step, spatial_saved, spatial_encode,
+                       spatial_encode_backward};
 }  // namespace TOWNLET_ISA
 }  // namespace townlet

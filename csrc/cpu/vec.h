@@ -25,6 +25,31 @@ static inline V round_bf16(V v) {
   return select(v != v, v, (V)r);
 }
 
+// the lower or upper halves of a and b, lane by lane in turn
+static inline V interleave(V a, V b, int from) {
+#if defined(__clang__)
+  V out{};
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = lane % 2 ? b[from + lane / 2] : a[from + lane / 2];
+  return out;
+#else
+  VI pick{};
+  for (int lane = 0; lane < kLanes; ++lane) pick[lane] = from + lane / 2 + lane % 2 * kLanes;
+  return __builtin_shuffle(a, b, pick);
+#endif
+}
+
+// kLanes rows of kLanes words -> their transpose, in place, by perfect shuffles
+static inline void transpose(V* rows) {
+  for (int span = 1; span < kLanes; span *= 2) {
+    V out[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      out[2 * i] = interleave(rows[i], rows[i + kLanes / 2], 0);
+      out[2 * i + 1] = interleave(rows[i], rows[i + kLanes / 2], kLanes / 2);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = out[i];
+  }
+}
+
 struct Math {
   // e^x, at most 2 ulp off for x in [-87, 88]; e^-87 below and infinity above.  NaN stays NaN.
   static inline V exp(V x) {
