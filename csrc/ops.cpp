@@ -266,19 +266,18 @@ std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const
   Optional first;
   if (reset) first = need(*reset, "reset", {P, E}, kBool);
   Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
-  const StepProblem q{P,
-                      E,
-                      D,
-                      H,
-                      fp(w),
-                      w.size(1),
-                      fp(xc),
-                      fp(hc),
-                      fp(cc),
-                      bp(first),
-                      h_out.mutable_data_ptr<float>(),
-                      c_out.mutable_data_ptr<float>()};
-  kernels().lstm_step(q, kParallel);
+  StepProblem q{};
+  q.E = E;
+  q.net = {P, D, H, H, 1, false, false};
+  q.packed = fp(w);
+  q.packed_stride = w.size(1);
+  q.x = fp(xc);
+  q.h = fp(hc);
+  q.c = fp(cc);
+  q.reset = bp(first);
+  q.h_out = h_out.mutable_data_ptr<float>();
+  q.c_out = c_out.mutable_data_ptr<float>();
+  kernels().step(q, kParallel);
   return {h_out, c_out};
 }
 

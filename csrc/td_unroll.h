@@ -65,13 +65,27 @@ struct UnrollGradProblem {
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *dbias;
 };
 
+// Dense layers before the LSTM, each with a ReLU behind it.
+struct EncoderSizes {
+  int64_t P, layers;
+  const int64_t* widths;  // layers + 1: what comes in, what each layer puts out
+};
+
+// One acting step of E rows per member.  Without layers x holds the LSTM's own inputs; without q there is no head.
 struct StepProblem {
-  int64_t P, E, D, H;
+  int64_t E;
+  NetSizes net;
   const float* packed;  // [P][packed_stride], the LSTM's part first
   int64_t packed_stride;
+  EncoderSizes encoder;
+  const float* encoder_packed;
   const float *x, *h, *c;
-  const bool* reset;  // [P][E] or null
-  float *h_out, *c_out;
+  const bool* reset;     // [P][E] or null
+  float *h_out, *c_out;  // not h and c themselves
+  float* q = nullptr;    // [P][E][A]
+  void* context = nullptr;
+  // told of each run of rows once their values are written, by the thread that wrote them
+  void (*done)(void* context, int64_t first_row, int64_t rows) = nullptr;
 };
 
 struct AdamProblem {
@@ -110,7 +124,9 @@ struct Kernels {
   void (*td_unroll)(const TDProblem&, Parallel);
   void (*lstm_unroll)(const UnrollProblem&, Parallel);
   void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
-  void (*lstm_step)(const StepProblem&, Parallel);
+  void (*pack_encoder)(const EncoderSizes&, const float* const* weights, const float* const* biases, float* out,
+                       Parallel);
+  void (*step)(const StepProblem&, Parallel);
   void (*adam_step)(const AdamProblem&, Parallel);
   int64_t (*spatial_saved)(const SpatialSizes&);  // floats per member
   void (*spatial_encode)(const SpatialProblem&, Parallel);

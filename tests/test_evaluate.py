@@ -15,7 +15,6 @@ from townlet.evaluate import (
     evaluate,
     evaluate_policy,
     evaluation_seeds,
-    greedy,
     mean_interval,
     play,
     training_seeds,
@@ -80,25 +79,19 @@ def test_without_memory_every_step_is_a_first_step():
     params = network.init([1, 2])
     first, second = (np.random.default_rng(s).random((6, 2), dtype=np.float32) for s in (0, 1))
     new, going_on = np.ones(6, bool), np.zeros(6, bool)
-    fresh = GreedyActor(network, params, 3).q_values(second, new)
+    fresh = GreedyActor(network, params, 3).step(second, None, new).q
     for memory, equal in ((False, True), (True, False)):
         actor = GreedyActor(network, params, 3, memory=memory)
-        actor.q_values(first, new)
-        assert torch.equal(actor.q_values(second, going_on), fresh) is equal
+        actor.step(first, None, new)
+        assert torch.equal(actor.step(second, None, going_on).q, fresh) is equal
     actor = GreedyActor(network, params, 3)
-    actor.q_values(first, new)
+    actor.step(first, None, new)
     half = np.array([True, False] * 3)
-    mixed, carried = actor.q_values(second, half).reshape(6, 2), GreedyActor(network, params, 3)
-    carried.q_values(first, new)
-    kept = carried.q_values(second, going_on).reshape(6, 2)
+    mixed, carried = actor.step(second, None, half).q.reshape(6, 2), GreedyActor(network, params, 3)
+    carried.step(first, None, new)
+    kept = carried.step(second, None, going_on).q.reshape(6, 2)
     assert torch.equal(mixed[half], fresh.reshape(6, 2)[half])
     assert torch.equal(mixed[~half], kept[~half])
-
-
-def test_greedy_takes_the_best_legal_action():
-    q = torch.tensor([[[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 5.0, 5.0]]])
-    assert greedy(q, None).tolist() == [0, 0, 1]
-    assert greedy(q, np.array([[True] * 3, [False, True, True], [False] * 3])).tolist() == [0, 1, 1]
 
 
 def test_a_state_is_zeroed_at_the_first_step_only():

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from townlet import ops
 from townlet.networks import RecurrentSpatialQNetwork
-from townlet.params import RecurrentQParams, TDOutput
+from townlet.params import ActorParams, RecurrentQParams, TDOutput
 
 CASE = Case(P=2, B=2, S=4)
 Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
@@ -69,6 +69,12 @@ def record() -> list[Call]:
             with torch.no_grad():
                 ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, b.reset)
                 ops.td_unroll(*p.with_spec(compute_dtype=torch.bfloat16))
+                rows = (b.h0, b.c0, b.reset[:, :, 0], None if b.legal is None else b.legal[:, :, 0])
+                P, B, _, D = b.features_online.shape
+                draws = (torch.rand(P, B).double(), torch.arange(P), 3)
+                layers = ((torch.randn(P, 9, 4), torch.randn(P, 9)), (torch.randn(P, D, 9), torch.randn(P, D)))
+                ops.act(ops.pack_actor(ActorParams(layers, w)), torch.randn(P, B, 4), *rows, *draws)
+                ops.act(ops.pack_actor(ActorParams((), w)), b.features_online[:, :, 0], b.h0, b.c0)
             for store_legal in (False, True):
                 replay = buffer(members=2, num_envs=2, seq_len=2, store_legal=store_legal)
                 for value in range(4):
@@ -97,6 +103,8 @@ def test_every_op_is_sampled() -> None:
         "lstm_unroll_backward",
         "lstm_step",
         "pack",
+        "pack_encoder",
+        "act",
         "adam_step",
         "replay_write",
         "replay_windows",

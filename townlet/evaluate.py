@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import ops
 from .envs.adapter import VectorAdapter
+from .params import ActorParams
 
 Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
 """(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""
@@ -113,33 +114,34 @@ class GreedyActor:
     def __init__(self, network: Any, params: dict[str, Tensor], num_envs: int, *, memory: bool = True) -> None:
         self.network, self.memory = network, memory
         self.params = {k: v.detach() for k, v in params.items()}
-        self.packed = ops.pack(network.recurrent(self.params))
+        layers = network.layers(self.params)
+        self.encodes = layers is not None
+        self.packed = ops.pack_actor(ActorParams(layers or (), network.recurrent(self.params)))
         self.members, self.num_envs = next(iter(params.values())).shape[0], num_envs
         self.h = torch.zeros(self.members, num_envs, network.hidden_size)
         self.c = torch.zeros_like(self.h)
 
     @torch.no_grad()
-    def q_values(self, obs: np.ndarray, reset: np.ndarray) -> Tensor:
-        """Q [P, N, A] of observations [P*N, obs_size]; advances the state once."""
-        shape = (self.members, self.num_envs)
-        first = torch.from_numpy(np.ascontiguousarray(reset)).view(shape)
-        if not self.memory:
-            first = torch.ones_like(first)
-        features = self.network.encode(self.params, torch.from_numpy(np.ascontiguousarray(obs)).view(*shape, -1))
-        self.h, self.c = ops.lstm_step(features, self.h, self.c, self.packed, reset=first)
-        return self.network.q_values(self.params, self.h)
+    def step(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
+        """Q-values and greedy actions for observations [P*N, obs_size]; advances the state once."""
+
+        def rows(array: np.ndarray, *rest: int) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
+
+        x, first = rows(obs, -1), rows(reset)
+        out = ops.act(
+            self.packed,
+            x if self.encodes else self.network.encode(self.params, x),
+            self.h,
+            self.c,
+            first if self.memory else torch.ones_like(first),
+            None if legal is None else rows(legal, -1),
+        )
+        self.h, self.c = out.h, out.c
+        return out
 
     def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
-        return greedy(self.q_values(obs, reset), legal)
-
-
-def greedy(q: Tensor, legal: np.ndarray | None) -> np.ndarray:
-    """Best legal action of each row of q [P, N, A] -> int64 [P*N]; a row without a legal action counts as all legal."""
-    q = q.reshape(-1, q.shape[-1])
-    if legal is not None:
-        allowed = torch.from_numpy(np.ascontiguousarray(legal))
-        q = q.masked_fill(~allowed & allowed.any(dim=1, keepdim=True), -math.inf)
-    return q.argmax(dim=1).numpy()
+        return self.step(obs, legal, reset).action.flatten().numpy()
 
 
 def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:

@@ -37,6 +37,8 @@ class RecurrentNetwork(Protocol):
 
     def encode(self, params: Params, obs: Tensor) -> Tensor: ...
 
+    def layers(self, params: Params) -> tuple[tuple[Tensor, Tensor], ...] | None: ...
+
     def recurrent(self, params: Params) -> RecurrentQParams: ...
 
     def q_values(self, params: Params, h: Tensor) -> Tensor: ...
@@ -144,6 +146,10 @@ class _LSTMWithHead(ABC):
         features = self._encode_rows(params, obs.reshape(P, -1, self.obs_size))
         return features.reshape(*obs.shape[:-1], self.feature_size)
 
+    def layers(self, params: Params) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """The encoder as (weight, bias) of dense layers with a ReLU behind each; None where it is something else."""
+        return None
+
     @abstractmethod
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
         """[P, N, obs_size] -> [P, N, D]."""
@@ -218,6 +224,10 @@ class RecurrentQNetwork(_LSTMWithHead):
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
         sizes = (self.obs_size, *self.encoder)
         return {f"encoder.{i}": (sizes[i + 1], sizes[i]) for i in range(len(self.encoder))}
+
+    def layers(self, params: Params) -> tuple[tuple[Tensor, Tensor], ...]:
+        names = (f"encoder.{i}" for i in range(len(self.encoder)))
+        return tuple((params[f"{name}.weight"], params[f"{name}.bias"]) for name in names)
 
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
         for i in range(len(self.encoder)):

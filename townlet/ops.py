@@ -13,18 +13,38 @@ from torch import Tensor
 
 from . import _native as _native  # loads the libraries that register torch.ops.townlet
 from . import reference
-from .params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, check_adam, check_step, check_td, check_unroll
+from .params import (
+    ActorParams,
+    ActorSizes,
+    ActOutput,
+    RecurrentQParams,
+    SequenceBatch,
+    TDOutput,
+    TDSpec,
+    check_act,
+    check_actor,
+    check_adam,
+    check_epsilon,
+    check_step,
+    check_td,
+    check_unroll,
+)
 
 __all__ = [
+    "ActOutput",
+    "ActorParams",
+    "PackedActor",
     "PackedParams",
     "RecurrentQParams",
     "SequenceBatch",
     "TDOutput",
     "TDSpec",
+    "act",
     "adam_step",
     "lstm_step",
     "lstm_unroll",
     "pack",
+    "pack_actor",
     "td_unroll",
 ]
 _ISA_LANES = {"portable": 4, "avx2": 8, "avx512": 16}
@@ -187,6 +207,71 @@ def lstm_step(
     return h, c
 
 
+class PackedActor(NamedTuple):
+    """A snapshot of P networks for `act`, made by `pack_actor`; changes of the weights do not reach it."""
+
+    sizes: ActorSizes
+    encoder: Tensor | None  # [P, N] float32; None without layers
+    panels: Tensor | None  #  [P, N] float32; None where only the reference fits
+    params: ActorParams | None  # for the reference
+
+
+@torch.no_grad()
+def pack_actor(params: ActorParams) -> PackedActor:
+    """Packs P networks once for many acting steps. Errors: ValueError naming the parameter that does not fit."""
+    sizes = check_actor(params)
+    if not _kernel_fits("act", params.recurrent.w_ih):
+        layers = tuple((w.detach().clone(), b.detach().clone()) for w, b in params.layers)
+        return PackedActor(sizes, None, None, ActorParams(layers, reference.pack(params.recurrent)))
+    encoder = None
+    if params.layers:
+        weights, biases = zip(*params.layers, strict=True)
+        encoder = torch.ops.townlet.pack_encoder(weights, biases)
+    return PackedActor(sizes, encoder, torch.ops.townlet.pack(*params.recurrent, False), None)
+
+
+@torch.no_grad()
+def act(
+    actor: PackedActor,
+    obs: Tensor,
+    h: Tensor,
+    c: Tensor,
+    reset: Tensor | None = None,
+    legal: Tensor | None = None,
+    epsilon: Tensor | None = None,
+    seeds: Tensor | None = None,
+    step: int = 0,
+) -> ActOutput:
+    """One acting step for E environments of P members: encoder, LSTM, head, epsilon-greedy choice.
+
+    Args:
+        actor: the networks, from `pack_actor`.
+        obs: [P, E, obs_size]; h, c: [P, E, H], the state before obs, which is not written to.
+        reset: [P, E] bool or None: where set, the state is zeroed before the step.
+        legal: [P, E, A] bool or None; a row without a legal action counts as all legal.
+        epsilon: [P, E] float64 or None, the probability of a uniform draw over the legal actions.
+        seeds: [P] int64, with epsilon. Environment e of member p draws as a function of (seeds[p], step, e) alone.
+        step: how many steps were made before.
+
+    Ties go to the lowest action. Errors: ValueError naming the argument.
+    """
+    s = actor.sizes
+    if actor.panels is None:
+        assert actor.params is not None
+        return reference.act(actor.params, obs, h, c, reset, legal, epsilon, seeds, step)
+    check_act(s, torch.float32, obs, h, c, reset, legal, epsilon, seeds)
+    try:
+        out = torch.ops.townlet.act(
+            obs, h, c, reset, legal, epsilon, seeds, step,
+            actor.encoder, s.widths, actor.panels, s.head, s.A, s.dueling,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if epsilon is not None and "epsilon is" in str(error):
+            check_epsilon(epsilon)
+        raise
+    return ActOutput(*out)
+
+
 @torch.no_grad()
 def adam_step(
     weights: Tensor,
@@ -262,6 +347,22 @@ def _lstm_unroll_backward_fake(dy, dh, dc, saved, x, w_ih, w_hh, reset):
 @torch.library.register_fake("townlet::lstm_step")
 def _lstm_step_fake(x, h, c, packed, reset):
     return h.new_empty(h.shape), c.new_empty(c.shape)
+
+
+@torch.library.register_fake("townlet::pack_encoder")
+def _pack_encoder_fake(weights, biases):
+    return weights[0].new_empty(weights[0].shape[0], sum((w.shape[2] + 1) * _up(w.shape[1]) for w in weights))
+
+
+@torch.library.register_fake("townlet::act")
+def _act_fake(obs, h, c, reset, legal, epsilon, seeds, step, encoder, widths, packed, head, actions, dueling):
+    P, E = obs.shape[:2]
+    return (
+        obs.new_empty((P, E), dtype=torch.int64),
+        obs.new_empty(P, E, actions),
+        h.new_empty(h.shape),
+        c.new_empty(c.shape),
+    )
 
 
 @torch.library.register_fake("townlet::adam_step")

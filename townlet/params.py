@@ -49,6 +49,40 @@ class SpatialWeights(NamedTuple):
     affordance_b: Tensor  # [P, 32]
 
 
+class ActorParams(NamedTuple):
+    """A whole network as acting needs it: dense layers, each with a ReLU behind it, then LSTM and head.
+
+    `layers` holds (weight [P, out, in], bias [P, out]) pairs; none: the LSTM reads the observation itself.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    recurrent: RecurrentQParams
+
+
+class ActorSizes(NamedTuple):
+    """Sizes read off checked actor parameters; `widths` holds the observation's, then each layer's, D last."""
+
+    P: int
+    widths: tuple[int, ...]
+    H: int
+    head: int  # F where the head has a hidden layer, else 0
+    A: int
+    dueling: bool
+
+
+class ActOutput(NamedTuple):
+    """What one acting step returns."""
+
+    action: Tensor  # [P, E] int64
+    q: Tensor  #      [P, E, A]
+    h: Tensor  #      [P, E, H] the state after the step
+    c: Tensor  #      [P, E, H]
+
+
+ACTING_STREAM = 1
+"""Which of a member's Philox streams epsilon-greedy draws from."""
+
+
 class SequenceBatch(NamedTuple):
     """B replayed sequences for each of P members.
 
@@ -194,6 +228,65 @@ def check_step(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias
     _check("c", c, (P, E, H), (w_ih.dtype,), w_ih)
     if reset is not None:
         _check("reset", reset, (P, E), (torch.bool,), w_ih)
+
+
+def check_actor(p: ActorParams) -> ActorSizes:
+    """The sizes of a network; ValueError names the parameter that does not fit."""
+    P, D, H, F, A = check_params("", p.recurrent)
+    w_ih = p.recurrent.w_ih
+    widths: list[int] = []
+    for i, (weight, bias) in enumerate(p.layers):
+        if weight.dim() != 3 or 0 in weight.shape:
+            raise ValueError(f"layers[{i}].weight has shape {list(weight.shape)}; expected [P, out, in], all positive")
+        out, width = weight.shape[1:]
+        widths = widths or [width]
+        _check(f"layers[{i}].weight", weight, (P, out, widths[-1]), (w_ih.dtype,), w_ih)
+        _check(f"layers[{i}].bias", bias, (P, out), (w_ih.dtype,), w_ih)
+        widths.append(out)
+    if widths and widths[-1] != D:
+        raise ValueError(f"layers put out {widths[-1]} features; expected D = {D}, as w_ih takes")
+    head = 0 if p.recurrent.w_fc is None else F
+    return ActorSizes(P, tuple(widths) or (D,), H, head, A, p.recurrent.w_val is not None)
+
+
+def check_act(
+    s: ActorSizes,
+    dtype: torch.dtype,
+    obs: Tensor,
+    h: Tensor,
+    c: Tensor,
+    reset: Tensor | None,
+    legal: Tensor | None,
+    epsilon: Tensor | None,
+    seeds: Tensor | None,
+) -> None:
+    """The arguments of act; ValueError names what does not fit."""
+    E = h.shape[1] if h.dim() == 3 else 0
+    given = (
+        ("obs", obs, "[P, E, obs_size]", (s.P, E, s.widths[0]), dtype),
+        ("h", h, "[P, E, H]", (s.P, E, s.H), dtype),
+        ("c", c, "[P, E, H]", (s.P, E, s.H), dtype),
+        ("reset", reset, "[P, E]", (s.P, E), torch.bool),
+        ("legal", legal, "[P, E, A]", (s.P, E, s.A), torch.bool),
+        ("epsilon", epsilon, "[P, E]", (s.P, E), torch.float64),
+        ("seeds", seeds, "[P]", (s.P,), torch.int64),
+    )
+    for name, value, meaning, shape, expected in given:
+        if value is None:
+            continue
+        if value.shape != shape or E == 0:
+            raise ValueError(f"{name} has shape {list(value.shape)}; expected {meaning} = {list(shape)}")
+        if value.dtype != expected:
+            raise ValueError(f"{name} has dtype {value.dtype}; expected {expected}")
+    if (epsilon is None) != (seeds is None):
+        raise ValueError("epsilon and seeds come together; only one of them is None")
+
+
+def check_epsilon(epsilon: Tensor) -> None:
+    """ValueError naming a value outside [0, 1]."""
+    bad = epsilon[~((epsilon >= 0) & (epsilon <= 1))]
+    if bad.numel():
+        raise ValueError(f"epsilon is {bad[0].item()}; expected values in [0, 1]")
 
 
 def check_adam(

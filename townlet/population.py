@@ -16,12 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _C, ops
+from . import ops
 from .networks import RecurrentNetwork, check_seeds, cut_memory
-from .params import RecurrentQParams
-
-ACTING_STREAM = 1
-"""Which of a member's Philox streams epsilon-greedy draws from."""
+from .params import ActorParams, RecurrentQParams
 
 _ALIGN = 16  # floats: each parameter starts on a cache line
 
@@ -117,7 +114,7 @@ class VectorizedPopulation:
         self.sync_target()
 
         self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
-        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+        self._keys = torch.tensor(self.seeds, dtype=torch.int64)
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size)
         self._c = torch.zeros_like(self._h)
@@ -158,51 +155,40 @@ class VectorizedPopulation:
 
         Errors: ValueError naming the argument for wrong shapes or an epsilon outside [0, 1].
         """
-        P, E, A = self.members, self.num_envs, self.network.n_actions
+        P, E = self.members, self.num_envs
         x = torch.as_tensor(obs, dtype=torch.float32)
-        if tuple(x.shape[:2]) != (P, E):
+        if x.shape[:2] != (P, E):
             raise ValueError(f"obs has shape {list(x.shape)}; expected [P, E, obs_size] = [{P}, {E}, ...]")
-        first = torch.as_tensor(reset, dtype=torch.bool)
-        if tuple(first.shape) != (P, E):
-            raise ValueError(f"reset has shape {list(first.shape)}; expected [P, E] = [{P}, {E}]")
-        allowed = None if legal is None else torch.as_tensor(legal, dtype=torch.bool)
-        if allowed is not None and tuple(allowed.shape) != (P, E, A):
-            raise ValueError(f"legal has shape {list(allowed.shape)}; expected [P, E, A] = [{P}, {E}, {A}]")
-        explore = self._explore_probability(epsilon)
-
         if self._acting_version != self.online_flat._version:  # the weights were written since they were packed
-            self._acting = ops.pack(self.network.recurrent(self.online))
+            layers = self.network.layers(self.online)
+            self._encodes = layers is not None
+            self._acting = ops.pack_actor(ActorParams(layers or (), self.network.recurrent(self.online)))
             self._acting_version = self.online_flat._version
-        features = self.network.encode(self.online, x)
-        h, c = ops.lstm_step(features, self._h, self._c, self._acting, reset=first)
-        q = self.network.q_values(self.online, h)
+        out = ops.act(
+            self._acting,
+            x if self._encodes else self.network.encode(self.online, x),
+            self._h,
+            self._c,
+            torch.as_tensor(reset, dtype=torch.bool),
+            None if legal is None else torch.as_tensor(legal, dtype=torch.bool),
+            self._explore_probability(epsilon),
+            self._keys,
+            self.act_count,
+        )
         if self.memory:  # else the state stays what it was made as: zero
-            self._h, self._c = h, c
-
-        if allowed is None:
-            allowed = torch.ones_like(q, dtype=torch.bool)
-        else:
-            allowed = allowed | ~allowed.any(-1, keepdim=True)
-            q = q.masked_fill(~allowed, float("-inf"))
-        greedy = q.argmax(-1)  # the first of equals
-        draws = torch.from_numpy(_C.philox_uniform(self._keys, ACTING_STREAM, self.act_count, 2 * E)).view(P, E, 2)
+            self._h, self._c = out.h, out.c
         self.act_count += 1
-        rank = allowed.cumsum(-1)  # how many legal actions up to and including this one
-        pick = (draws[..., 1] * rank[..., -1]).long()  # below their number, since draws are below 1
-        uniform = (rank <= pick.unsqueeze(-1)).sum(-1)
-        return torch.where(draws[..., 0] < explore, uniform, greedy)
+        return out.action
 
     def _explore_probability(self, epsilon: float | Sequence[float] | Tensor) -> Tensor:
-        """epsilon as float64, broadcastable to [P, E]."""
+        """epsilon as float64 [P, E]."""
         P, E = self.members, self.num_envs
         out = torch.as_tensor(epsilon, dtype=torch.float64)
         if tuple(out.shape) not in ((), (P,), (P, E)):
             raise ValueError(
                 f"epsilon has shape {list(out.shape)}; expected a number, [P] = [{P}] or [P, E] = [{P}, {E}]"
             )
-        if not bool(((out >= 0) & (out <= 1)).all()):
-            raise ValueError(f"epsilon is {epsilon}; expected values in [0, 1]")
-        return out.unsqueeze(-1) if out.dim() == 1 else out
+        return (out.unsqueeze(-1) if out.dim() == 1 else out).expand(P, E)
 
     def reset_state(self) -> None:
         """Forget: (h, c) becomes zero in every environment."""
@@ -313,7 +299,7 @@ class VectorizedPopulation:
         self.lr, self.gamma = state["lr"].clone(), state["gamma"].clone()
         self.adam_steps, self.act_count = int(state["adam_steps"]), int(state["act_count"])
         self.seeds = [int(s) for s in state["seeds"]]
-        self._keys = np.asarray(self.seeds, dtype=np.uint64)
+        self._keys = torch.tensor(self.seeds, dtype=torch.int64)
         self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype)
 
 

@@ -8,16 +8,24 @@ Adam (Kingma & Ba 2015).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from . import _C
 from .params import (
+    ACTING_STREAM,
+    ActorParams,
+    ActOutput,
     RecurrentQParams,
     SequenceBatch,
     SpatialWeights,
     TDOutput,
     TDSpec,
+    check_act,
+    check_actor,
     check_adam,
+    check_epsilon,
     check_params,
     check_spatial,
     check_step,
@@ -51,6 +59,42 @@ def lstm_step(
     if reset is not None:
         h, c = (v.masked_fill(reset.unsqueeze(-1), 0.0) for v in (h, c))
     return cell(x, h, c, w_ih, w_hh, bias)
+
+
+def act(
+    actor: ActorParams,
+    obs: Tensor,
+    h: Tensor,
+    c: Tensor,
+    reset: Tensor | None = None,
+    legal: Tensor | None = None,
+    epsilon: Tensor | None = None,
+    seeds: Tensor | None = None,
+    step: int = 0,
+) -> ActOutput:
+    """Twin of `townlet.ops.act`; the same arguments, results and errors."""
+    check_act(check_actor(actor), actor.recurrent.w_ih.dtype, obs, h, c, reset, legal, epsilon, seeds)
+    if epsilon is not None:
+        check_epsilon(epsilon)
+    for weight, bias in actor.layers:
+        obs = torch.relu(obs @ weight.transpose(1, 2) + bias.unsqueeze(1))
+    h, c = lstm_step(obs, h, c, *actor.recurrent[:3], reset)
+    q = head(actor.recurrent, h)
+    return ActOutput(choose(q, legal, epsilon, seeds, step), q, h, c)
+
+
+def choose(q: Tensor, legal: Tensor | None, epsilon: Tensor | None, seeds: Tensor | None, step: int) -> Tensor:
+    """Epsilon-greedy actions [P, E] for q [P, E, A]; the other arguments as in `act`."""
+    allowed = torch.ones_like(q, dtype=torch.bool) if legal is None else legal | ~legal.any(-1, keepdim=True)
+    greedy = q.masked_fill(~allowed, float("-inf")).argmax(-1)  # the first of equals
+    if epsilon is None or seeds is None:
+        return greedy
+    P, E = greedy.shape
+    keys = seeds.numpy().astype(np.uint64)
+    draws = torch.from_numpy(_C.philox_uniform(keys, ACTING_STREAM, step, 2 * E)).view(P, E, 2)
+    rank = allowed.cumsum(-1)  # how many legal actions up to and including this one
+    pick = (draws[..., 1] * rank[..., -1]).long()  # below their number, since draws are below 1
+    return torch.where(draws[..., 0] < epsilon, (rank <= pick.unsqueeze(-1)).sum(-1), greedy)
 
 
 def lstm_unroll(

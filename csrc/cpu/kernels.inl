@@ -23,6 +23,7 @@ constexpr int kRows = TOWNLET_ROWS;
 #include "lstm.h"
 #include "td.h"
 #include "lstm_ops.h"
+#include "act.h"
 #include "adam.h"
 #include "spatial.h"
 // clang-format on
@@ -30,8 +31,8 @@ constexpr int kRows = TOWNLET_ROWS;
 #define TOWNLET_STRING_(x) #x
 #define TOWNLET_STRING(x) TOWNLET_STRING_(x)
 extern const Kernels table;
-const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,    pack,      td_unroll,     lstm_unroll,
-                       lstm_unroll_backward,        lstm_step, adam_step, spatial_saved, spatial_encode,
-                       spatial_encode_backward};
+const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,       pack, td_unroll, lstm_unroll,
+                       lstm_unroll_backward,        pack_encoder, step, adam_step, spatial_saved,
+                       spatial_encode,              spatial_encode_backward};
 }  // namespace TOWNLET_ISA
 }  // namespace townlet

@@ -1,4 +1,4 @@
-// lstm_unroll, its backward pass, lstm_step and pack, on the parts that td_unroll uses.
+// lstm_unroll, its backward pass and pack, on the parts that td_unroll uses.
 // Included inside the namespace of one ISA.
 
 struct UnrollRun {
@@ -148,49 +148,6 @@ struct UnrollBackward : UnrollRun {
 };
 
 static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) { UnrollBackward(q).run(parallel); }
-
-// One acting step: E rows per member, in shards, from packed weights.
-struct StepRun {
-  const StepProblem& q;
-  NetLayout net;
-  int64_t rows, shards, ldx;
-  float* x = nullptr;  // [P][E][ldx]
-
-  explicit StepRun(const StepProblem& p)
-      : q(p),
-        net(NetSizes{p.P, p.D, p.H, p.H, 1, false, false}),
-        rows(lesser(p.E, 48)),
-        shards((p.E + rows - 1) / rows),
-        ldx(LstmScratch::row_stride(p.D, p.H)) {}
-
-  void work(int64_t item) const {
-    const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, q.E - e0), at = p * q.E + e0;
-    const Resets reset{q.reset ? q.reset + at : nullptr, 1, 0};
-    float *xs = x + at * (ldx + net.Hp), *c = xs + R * ldx;
-    load_state(R, q.D, q.H, q.h + at * q.H, q.c + at * q.H, reset, xs, ldx, c, net.Hp, false);
-    load_features(R, q.D, net.Hp, q.x + at * q.D, q.D, xs, ldx, false);
-    GateStep g{};
-    g.D = q.D;
-    g.H = q.H;
-    g.Hp = net.Hp;
-    g.ldx = ldx;
-    g.x = xs;
-    g.gates = q.packed + p * q.packed_stride;
-    g.gate_bias = g.gates + net.gate_bias;
-    g.c_in = g.c_out = c;
-    g.h_last = q.h_out + at * q.H;
-    g.reset = reset;
-    gate_step(R, g);
-    for (int64_t r = 0; r < R; ++r) memcpy(q.c_out + (at + r) * q.H, c + r * net.Hp, size_t(q.H) * sizeof(float));
-  }
-};
-
-static void lstm_step(const StepProblem& q, Parallel parallel) {
-  StepRun run(q);
-  Arena arena(q.P * q.E * (run.ldx + run.net.Hp));
-  run.x = arena.data;
-  parallel.run(q.P * run.shards, &run, [](void* self, int64_t i) { static_cast<const StepRun*>(self)->work(i); });
-}
 
 struct PackRun {
   NetLayout net;

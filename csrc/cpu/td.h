@@ -13,6 +13,27 @@ static inline int64_t shard_rows(int64_t B, int64_t D, int64_t H) {
   return (B + shards - 1) / shards;
 }
 
+// The head for n rows: outputs y [n][Hp] to Q in out [n][Op] (advantages become Q in place), by way of hidden [n][Fp].
+static inline void q_values(const NetLayout& net, const float* w, int64_t n, const float* y, float* hidden, float* out,
+                            bool bf16) {
+  const float* last = y;
+  int64_t ld = net.Hp;
+  if (net.has_fc) {
+    gemm(n, net.Fp, Gemm{net.H, y, w + net.fc, net.Hp, hidden, net.Fp, w + net.fc_bias, true, bf16});
+    last = hidden;
+    ld = net.Fp;
+  }
+  gemm(n, net.Op, Gemm{net.F, last, w + net.out, ld, out, net.Op, w + net.out_bias});
+  if (!net.dueling) return;
+  for (int64_t i = 0; i < n; ++i) {
+    float* o = out + i * net.Op;
+    float mean = 0.0f;
+    for (int64_t a = 0; a < net.A; ++a) mean += o[a];
+    const float lift = o[net.A] - mean / float(net.A);
+    for (int64_t a = 0; a < net.A; ++a) o[a] += lift;
+  }
+}
+
 struct TDRun {
   const TDProblem& q;
   Parallel parallel;
@@ -114,24 +135,9 @@ struct TDRun {
   }
 
   // --- region 2 ---
-  // Q of `steps` time steps from outputs y [steps R][Hp] into out [steps R][Op] (advantages become Q in place)
+  // Q of `steps` time steps from outputs y [steps R][Hp] into out [steps R][Op]
   void head_forward(const float* w, int64_t n, const float* y, float* hidden, float* out) const {
-    const float* last = y;
-    int64_t ld = net.Hp;
-    if (net.has_fc) {
-      gemm(n, net.Fp, Gemm{H, y, w + net.fc, net.Hp, hidden, net.Fp, w + net.fc_bias, true, q.bf16});
-      last = hidden;
-      ld = net.Fp;
-    }
-    gemm(n, net.Op, Gemm{net.F, last, w + net.out, ld, out, net.Op, w + net.out_bias});
-    if (!net.dueling) return;
-    for (int64_t i = 0; i < n; ++i) {
-      float* o = out + i * net.Op;
-      float mean = 0.0f;
-      for (int64_t a = 0; a < A; ++a) mean += o[a];
-      const float lift = o[A] - mean / float(A);
-      for (int64_t a = 0; a < A; ++a) o[a] += lift;
-    }
+    q_values(net, w, n, y, hidden, out, q.bf16);
   }
 
   GateStep gate_args(const Shard& s, const float* w, int64_t t) const {

@@ -1,0 +1,155 @@
+// Acting in one call: the network's step (cpu/act.h) and, as soon as a thread has the Q-values of a run of rows, the
+// epsilon-greedy choice for them.  The draws are those of philox.h, a function of (seed, step, environment).
+
+#include <atomic>
+#include <tuple>
+
+#include "philox.h"
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
+  // panels of P encoders, weights[i] [P, out, in] and biases[i] [P, out]: [P, packed size]
+  m.def("pack_encoder(Tensor[] weights, Tensor[] biases) -> Tensor");
+  // action, q, h, c; packed is pack's, encoder is pack_encoder's; head: units of the head's hidden layer, 0 for none
+  m.def(
+      "act(Tensor obs, Tensor h, Tensor c, Tensor? reset, Tensor? legal, Tensor? epsilon, Tensor? seeds, int step, "
+      "Tensor? encoder, int[] widths, Tensor packed, int head, int actions, bool dueling) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+}
+
+namespace townlet {
+namespace {
+
+constexpr uint32_t kActingStream = 1;  // of philox.h
+
+int64_t round_up_lanes(int64_t n) { return (n + kernels().lanes - 1) / kernels().lanes * kernels().lanes; }
+
+int64_t encoder_size(const std::vector<int64_t>& widths) {
+  int64_t size = 0;
+  for (size_t i = 0; i + 1 < widths.size(); ++i) size += (widths[i] + 1) * round_up_lanes(widths[i + 1]);
+  return size;
+}
+
+Tensor pack_encoder_cpu(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
+  STD_TORCH_CHECK(!weights.empty() && weights.size() == biases.size(),
+                  "weights: expected one or more, as many as biases");
+  STD_TORCH_CHECK(weights[0].dim() == 3, "weights: expected [P, out, in]");
+  const int64_t P = weights[0].size(0);
+  std::vector<int64_t> widths{weights[0].size(2)};
+  std::vector<Tensor> kept;
+  std::vector<const float*> w, b;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    STD_TORCH_CHECK(weights[i].dim() == 3, "weights: expected [P, out, in]");
+    const int64_t in = widths.back(), out = weights[i].size(1);
+    STD_TORCH_CHECK(P > 0 && in > 0 && out > 0, "weights: expected positive sizes");
+    kept.push_back(need(weights[i], "weights", {P, out, in}, kFloat));
+    w.push_back(kept.back().const_data_ptr<float>());
+    kept.push_back(need(biases[i], "biases", {P, out}, kFloat));
+    b.push_back(kept.back().const_data_ptr<float>());
+    widths.push_back(out);
+  }
+  Tensor packed = empty(weights[0], {P, encoder_size(widths)});
+  const EncoderSizes n{P, static_cast<int64_t>(w.size()), widths.data()};
+  kernels().pack_encoder(n, w.data(), b.data(), packed.mutable_data_ptr<float>(), kParallel);
+  return packed;
+}
+
+struct Choice {
+  int64_t E, A, step;
+  const float* q;         // [P, E, A]
+  const bool* legal;      // [P, E, A] or null
+  const double* epsilon;  // [P, E] or null
+  const int64_t* seeds;   // [P]
+  int64_t* action;        // [P, E]
+
+  // Greedy, ties to the lowest index, or uniform over the legal actions; where none is legal, all are.
+  void row(int64_t at) const {
+    const float* value = q + at * A;
+    const bool* allowed = legal ? legal + at * A : nullptr;
+    int64_t best = -1, count = 0;
+    for (int64_t a = 0; allowed && a < A; ++a) count += allowed[a];
+    if (!count) {
+      allowed = nullptr;
+      count = A;
+    }
+    for (int64_t a = 0; a < A; ++a)
+      if ((!allowed || allowed[a]) && (best < 0 || value[a] > value[best])) best = a;
+    if (epsilon && epsilon[at] > 0.0) {
+      const auto draw = philox_uniform_pair(static_cast<uint64_t>(seeds[at / E]), kActingStream,
+                                            static_cast<uint64_t>(step), static_cast<uint32_t>(at % E));
+      if (draw[0] < epsilon[at]) {
+        auto left = static_cast<int64_t>(draw[1] * static_cast<double>(count));  // below count, as the draw is below 1
+        best = 0;
+        while (allowed ? !allowed[best] || left-- > 0 : best < left) ++best;
+      }
+    }
+    action[at] = best;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tensor& h, const Tensor& c,
+                                                   const Optional& reset, const Optional& legal,
+                                                   const Optional& epsilon, const Optional& seeds, int64_t step,
+                                                   const Optional& encoder, const std::vector<int64_t>& widths,
+                                                   const Tensor& packed, int64_t head, int64_t actions, bool dueling) {
+  STD_TORCH_CHECK(obs.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "obs: expected [P, E, obs_size]");
+  const int64_t P = obs.size(0), E = obs.size(1), H = h.size(2), A = actions;
+  STD_TORCH_CHECK(!widths.empty() && encoder.has_value() == (widths.size() > 1), "encoder: does not fit widths");
+  for (int64_t width : widths) STD_TORCH_CHECK(width > 0, "widths: expected positive sizes");
+  const int64_t D = widths.back(), F = head ? head : H, outputs = round_up_lanes(A + (dueling ? 1 : 0));
+  STD_TORCH_CHECK(P > 0 && E > 0 && H > 0 && A > 0 && head >= 0, "act: expected positive sizes");
+  STD_TORCH_CHECK(packed.size(1) == 4 * round_up_lanes(H) * (D + H + 1) + (head ? (H + 1) * round_up_lanes(F) : 0) +
+                                        (F + 1) * outputs,
+                  "packed: does not fit the sizes");
+  const Tensor x = need(obs, "obs", {P, E, widths[0]}, kFloat), hc = need(h, "h", {P, E, H}, kFloat),
+               cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  Optional layers, first, ok, share, keys;
+  if (encoder) layers = need(*encoder, "encoder", {P, encoder_size(widths)}, kFloat);
+  if (reset) first = need(*reset, "reset", {P, E}, kBool);
+  if (legal) ok = need(*legal, "legal", {P, E, A}, kBool);
+  STD_TORCH_CHECK(epsilon.has_value() == seeds.has_value(), "epsilon and seeds come together");
+  if (epsilon) share = need(*epsilon, "epsilon", {P, E}, ScalarType::Double);
+  if (seeds) keys = need(*seeds, "seeds", {P}, kLong);
+  const double* chance = share ? share->const_data_ptr<double>() : nullptr;
+  for (int64_t i = 0; chance && i < P * E; ++i)
+    STD_TORCH_CHECK(chance[i] >= 0.0 && chance[i] <= 1.0, "epsilon is out of range");
+
+  Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H}), values = empty(x, {P, E, A});
+  Tensor action = torch::stable::new_empty(x, std::vector<int64_t>{P, E}, kLong);
+  Choice choice{E,
+                A,
+                step,
+                values.const_data_ptr<float>(),
+                bp(ok),
+                chance,
+                keys ? keys->const_data_ptr<int64_t>() : nullptr,
+                action.mutable_data_ptr<int64_t>()};
+  StepProblem q{};
+  q.E = E;
+  q.net = {P, D, H, F, A, head > 0, dueling};
+  q.packed = fp(w);
+  q.packed_stride = w.size(1);
+  q.encoder = {P, static_cast<int64_t>(widths.size()) - 1, widths.data()};
+  q.encoder_packed = fp(layers);
+  q.x = fp(x);
+  q.h = fp(hc);
+  q.c = fp(cc);
+  q.reset = bp(first);
+  q.h_out = h_out.mutable_data_ptr<float>();
+  q.c_out = c_out.mutable_data_ptr<float>();
+  q.q = values.mutable_data_ptr<float>();
+  q.context = &choice;
+  q.done = [](void* self, int64_t at, int64_t rows) {
+    for (int64_t i = at; i < at + rows; ++i) static_cast<const Choice*>(self)->row(i);
+  };
+  kernels().step(q, kParallel);
+  return {action, values, h_out, c_out};
+}
+
+}  // namespace
+}  // namespace townlet
+
+STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
+  m.impl("pack_encoder", TORCH_BOX(&townlet::pack_encoder_cpu));
+  m.impl("act", TORCH_BOX(&townlet::act_cpu));
+}
