@@ -233,10 +233,17 @@ struct Step {
     u.pack(u.net);
   }
   void run() {
-    const townlet::StepProblem q{
-        1,          E,           u.n.D,       u.n.H,   u.packed.data(), static_cast<std::int64_t>(u.packed.size()),
-        u.x.data(), u.h0.data(), u.c0.data(), nullptr, h.data(),        c.data()};
-    kernels().lstm_step(q, kSerial);
+    townlet::StepProblem q{};
+    q.E = E;
+    q.net = {1, u.n.D, u.n.H, u.n.H, 1, false, false};
+    q.packed = u.packed.data();
+    q.packed_stride = static_cast<std::int64_t>(u.packed.size());
+    q.x = u.x.data();
+    q.h = u.h0.data();
+    q.c = u.c0.data();
+    q.h_out = h.data();
+    q.c_out = c.data();
+    kernels().step(q, kSerial);
   }
   double flops() const { return 8.0 * static_cast<double>(u.n.H * (u.n.D + u.n.H) * E); }
 };
