@@ -7,15 +7,16 @@
 
 #include "tensors.h"
 
-// M streams from `first` on, n steps each; stores [streams * ring, ...], states [streams * ring / stride, H].
+// Stores hold rows [all streams * ring, ...], states [all streams * ring / stride, H].
 STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
+  // `steps` steps to each of `streams` streams from `first` on
   m.def(
       "replay_write(Tensor(a!) obs_store, Tensor(b!) action_store, Tensor(c!) reward_store, "
       "Tensor(d!) terminated_store, Tensor(e!) reset_store, Tensor(f!) mask_store, Tensor(g!)? legal_store, "
       "Tensor(h!) h_store, Tensor(i!) c_store, Tensor(j!) start, Tensor(k!) priority, Tensor(l!) count, "
       "Tensor(m!) closed, Tensor max_priority, Tensor obs, Tensor action, Tensor reward, Tensor terminated, "
-      "Tensor reset, Tensor mask, Tensor? legal, Tensor h, Tensor c, int first, int ring, int stride, int seq_len, "
-      "bool closes) -> ()");
+      "Tensor reset, Tensor mask, Tensor? legal, Tensor h, Tensor c, int first, int streams, int steps, int ring, "
+      "int stride, int seq_len, bool closes) -> ()");
   // obs, h0, c0, action, reward, terminated, reset, mask, legal (empty where none are stored)
   m.def(
       "replay_windows(Tensor obs_store, Tensor action_store, Tensor reward_store, Tensor terminated_store, "
@@ -112,25 +113,26 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
                       const Tensor& priority, const Tensor& count, const Tensor& closed, const Tensor& max_priority,
                       const Tensor& obs, const Tensor& action, const Tensor& reward, const Tensor& terminated,
                       const Tensor& reset, const Tensor& mask, const Optional& legal, const Tensor& h, const Tensor& c,
-                      int64_t first, int64_t ring, int64_t stride, int64_t seq_len, bool closes) {
-  STD_TORCH_CHECK(obs.dim() == 3 && h.dim() == 3 && count.dim() == 1 && max_priority.dim() == 1,
-                  "obs: expected [M, n, obs_size]");
+                      int64_t first, int64_t streams, int64_t steps, int64_t ring, int64_t stride, int64_t seq_len,
+                      bool closes) {
+  STD_TORCH_CHECK(obs_store.dim() == 2 && h_store.dim() == 2 && count.dim() == 1 && max_priority.dim() == 1,
+                  "obs_store: expected two dimensions");
   Write w{};
-  w.M = obs.size(0);
-  w.n = obs.size(1);
-  w.D = obs.size(2);
-  w.H = h.size(2);
+  w.M = streams;
+  w.n = steps;
+  w.D = obs_store.size(1);
+  w.H = h_store.size(1);
   w.first = first;
   w.ring = ring;
   w.stride = stride;
   w.seq_len = seq_len;
   w.closes = closes;
-  const int64_t streams = count.size(0), members = max_priority.size(0);
+  const int64_t all = count.size(0), members = max_priority.size(0);
   STD_TORCH_CHECK(w.M > 0 && w.n > 0 && w.n <= ring && stride > 0 && ring % stride == 0 && seq_len > 0 && first >= 0 &&
-                      first + w.M <= streams && members > 0 && streams % members == 0,
+                      first + w.M <= all && members > 0 && all % members == 0,
                   "replay_write: sizes do not fit");
-  w.envs = streams / members;
-  const int64_t rows = streams * ring, states = streams * (ring / stride);
+  w.envs = all / members;
+  const int64_t rows = all * ring, states = all * (ring / stride);
   w.obs_store = place<float>(obs_store, "obs_store", {rows, w.D}, kFloat);
   w.action_store = place<int32_t>(action_store, "action_store", {rows}, kInt);
   w.reward_store = place<float>(reward_store, "reward_store", {rows}, kFloat);
@@ -147,16 +149,21 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
   w.c_store = place<float>(c_store, "c_store", {states, w.H}, kFloat);
   w.start = place<int64_t>(start, "start", {states}, kLong);
   w.priority = place<double>(priority, "priority", {states}, kDouble);
-  w.count = place<int64_t>(count, "count", {streams}, kLong);
-  w.closed = place<bool>(closed, "closed", {streams}, kBool);
+  w.count = place<int64_t>(count, "count", {all}, kLong);
+  w.closed = place<bool>(closed, "closed", {all}, kBool);
   const Tensor top = need(max_priority, "max_priority", {members}, kDouble);
   w.max_priority = top.const_data_ptr<double>();
-  const Tensor x = need(obs, "obs", {w.M, w.n, w.D}, kFloat), a = need(action, "action", {w.M, w.n}, kLong),
-               r = need(reward, "reward", {w.M, w.n}, kFloat), end = need(terminated, "terminated", {w.M, w.n}, kBool),
-               begin = need(reset, "reset", {w.M, w.n}, kBool), real = need(mask, "mask", {w.M, w.n}, kBool),
-               hc = need(h, "h", {w.M, w.n, w.H}, kFloat), cc = need(c, "c", {w.M, w.n, w.H}, kFloat);
+  // of one size per step, whatever the leading dimensions are
+  const auto given = [&](const Tensor& t, const char* name, int64_t width, ScalarType type) {
+    STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == w.M * w.n * width, name, ": unexpected dtype or size");
+    return torch::stable::contiguous(t);
+  };
+  const Tensor x = given(obs, "obs", w.D, kFloat), a = given(action, "action", 1, kLong),
+               r = given(reward, "reward", 1, kFloat), end = given(terminated, "terminated", 1, kBool),
+               begin = given(reset, "reset", 1, kBool), real = given(mask, "mask", 1, kBool),
+               hc = given(h, "h", w.H, kFloat), cc = given(c, "c", w.H, kFloat);
   Optional ok;
-  if (legal) ok = need(*legal, "legal", {w.M, w.n, w.A}, kBool);
+  if (legal) ok = given(*legal, "legal", w.A, kBool);
   w.obs = fp(x);
   w.action = a.const_data_ptr<int64_t>();
   w.reward = fp(r);

@@ -125,25 +125,33 @@ class EpisodeStatistics:
     def score_name(self) -> str:
         return "survival" if self.has_survival else "return"
 
-    def add(self, step: Any) -> None:
-        """Count one step of all environments; the reset step after an episode's end counts for nothing."""
-        over = (step.terminated | step.truncated).reshape(self.shape)
-        self.returns += np.where(self._starting, 0.0, step.reward.reshape(self.shape))
-        self.lengths += ~self._starting
+    def add(self, step: Any, over: np.ndarray) -> None:
+        """Count one step of all environments, `over` where it ended one; a reset step counts for nothing."""
+        P, E = self.shape
+        over = over.reshape(self.shape)
+        counted = ~self._starting
+        np.add(self.returns, step.reward.reshape(self.shape), out=self.returns, where=counted)
+        self.lengths += counted
         self._starting = over
-        if not over.any():
+        ended = over.ravel().nonzero()[0]
+        if not ended.size:
             return
-        self.sums["episodes"] += over.sum(axis=1)
-        self.sums["train_return"] += np.where(over, self.returns, 0.0).sum(axis=1)
-        self.sums["train_length"] += np.where(over, self.lengths, 0.0).sum(axis=1)
-        score = self.returns
+        member = ended // E
+
+        def collect(name: str, values: np.ndarray) -> np.ndarray:
+            own = values.ravel()[ended]
+            self.sums[name] += np.bincount(member, own, minlength=P)
+            return own
+
+        self.sums["episodes"] += np.bincount(member, minlength=P)
+        score = collect("train_return", self.returns)
+        collect("train_length", self.lengths)
         if step.survival is not None:
             self.has_survival = True
-            score = step.survival.reshape(self.shape)
-            self.sums["train_survival"] += np.where(over, score, 0.0).sum(axis=1)
-        for value in score[over].tolist() if self.recent is None else [float(score[over].mean())]:
+            score = collect("train_survival", step.survival)
+        for value in score.tolist() if self.recent is None else [float(score.mean())]:
             self.recent = value if self.recent is None else 0.98 * self.recent + 0.02 * value
-        self.returns[over] = self.lengths[over] = 0.0
+        self.returns.flat[ended] = self.lengths.flat[ended] = 0.0
 
     def drain(self) -> dict[str, np.ndarray]:
         """Episodes [P] and means per episode [P] since the last call; NaN where no episode ended."""
@@ -158,7 +166,8 @@ class EpisodeStatistics:
 
     def forget_running(self) -> None:
         """The running episodes were cut: none of them counts."""
-        self.returns[:], self.lengths[:], self._starting[:] = 0.0, 0.0, False
+        self.returns[:], self.lengths[:] = 0.0, 0.0
+        self._starting = np.zeros(self.shape, dtype=bool)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all counters."""

@@ -148,6 +148,8 @@ class SequentialReplayBuffer:
         self._max_priority = torch.ones(members, dtype=torch.float64)
         self._samples = 0
         names = ("obs", "action", "reward", "terminated", "reset", "mask")
+        self._fields = {name: (tuple(v.shape[1:]), _GIVEN.get(name, torch.bool)) for name, v in self._data.items()}
+        self._fields |= dict.fromkeys(("h", "c"), ((hidden_size,), torch.float32))
         self._stores = (*(self._data[name] for name in names), self._data.get("legal"), self._h, self._c)
 
     # -- size ----------------------------------------------------------------------------------------------------------
@@ -238,14 +240,11 @@ class SequentialReplayBuffer:
         """
         P, E = self.members, self.num_envs
         steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
+        steps |= {"h": h, "c": c}
         if legal is not None:
             steps["legal"] = legal
         data = self._check(steps, (P, E))
-        for name, value in (("h", h), ("c", c)):
-            data[name] = torch.as_tensor(value, dtype=torch.float32)
-            if tuple(data[name].shape) != (P, E, self.hidden_size):
-                raise ValueError(f"{name} has shape {list(data[name].shape)}; expected {[P, E, self.hidden_size]}")
-        self._write(0, {name: v.view(P * E, 1, *v.shape[2:]) for name, v in data.items()}, closes=False)
+        self._write(0, P * E, 1, data)
 
     def add_episode(
         self,
@@ -293,13 +292,8 @@ class SequentialReplayBuffer:
         data = self._check(steps, (n + 1,)) | self._pad_final(self._check({"action": action, "reward": reward}, (n,)))
         data["terminated"] = (torch.arange(n + 1) == n - 1) & terminated
         for name, value in (("h", h), ("c", c)):
-            state = (
-                torch.zeros(n + 1, self.hidden_size) if value is None else torch.as_tensor(value, dtype=torch.float32)
-            )
-            if tuple(state.shape) != (n + 1, self.hidden_size):
-                raise ValueError(f"{name} has shape {list(state.shape)}; expected {[n + 1, self.hidden_size]}")
-            data[name] = state
-        self._write(member * self.num_envs + env, {name: v.unsqueeze(0) for name, v in data.items()}, closes=True)
+            data |= self._check({name: torch.zeros(n + 1, self.hidden_size) if value is None else value}, (n + 1,))
+        self._write(member * self.num_envs + env, 1, n + 1, data, closes=True)
 
     @staticmethod
     def _pad_final(data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -310,20 +304,21 @@ class SequentialReplayBuffer:
         """`steps` as tensors of the stored types and shapes [*lead, ...]; ValueError names what does not fit."""
         out = {}
         for name, value in steps.items():
-            if name not in self._data:
+            if name not in self._fields:
                 raise ValueError(f"{name} is given, but this buffer was made with store_{name}=False")
+            size, dtype = self._fields[name]
             tensor = torch.as_tensor(value)
-            shape = (*lead, *self._data[name].shape[1:])
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
-            dtype = _GIVEN.get(name, torch.bool)
-            if dtype != torch.float32 and tensor.is_floating_point():
-                raise ValueError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
-            out[name] = tensor.to(dtype)
+            if tensor.shape != lead + size:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {[*lead, *size]}")
+            if tensor.dtype != dtype:
+                if dtype != torch.float32 and tensor.is_floating_point():
+                    raise ValueError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
+                tensor = tensor.to(dtype)
+            out[name] = tensor
         return out
 
-    def _write(self, first: int, data: Mapping[str, Tensor], *, closes: bool) -> None:
-        """Appends n steps to each of M streams from `first` on: data [M, n, ...], h and c the states before each step.
+    def _write(self, first: int, streams: int, n: int, data: Mapping[str, Tensor], *, closes: bool = False) -> None:
+        """Appends n steps to each stream from `first` on: fields [streams, n, ...] or alike, as `_check` returns them.
 
         `closes`: the next step of these streams must open an episode.
         """
@@ -338,6 +333,8 @@ class SequentialReplayBuffer:
                 data["h"],
                 data["c"],
                 first,
+                streams,
+                n,
                 self.ring,
                 self.stride,
                 self.seq_len,
@@ -345,9 +342,7 @@ class SequentialReplayBuffer:
             )
         except RuntimeError as error:
             if "obs holds" in str(error):
-                obs = data["obs"].squeeze(0 if closes else 1)
-                where = (~obs.isfinite()).nonzero()[0].tolist()
-                where = where if closes else [*divmod(where[0], self.num_envs), where[1]]
+                where = (~data["obs"].isfinite()).nonzero()[0].tolist()
                 raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers") from None
             if "reset is False" in str(error):
                 raise ValueError(

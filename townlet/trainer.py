@@ -126,7 +126,8 @@ class Trainer:
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
         self._ladder = _ladder(config)
         self._lr = self.population.lr.clone()
-        self._epsilon_end = torch.tensor(config.per_member("epsilon_end"), dtype=torch.float64)
+        self._epsilon_end = np.array(config.per_member("epsilon_end"), dtype=np.float64)
+        self._epsilon = (-1.0, torch.empty(0))  # progress of the decay, and what `epsilon` returned for it
         self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
         self._resumed_at: int | None = None
 
@@ -157,8 +158,10 @@ class Trainer:
         """Share of random actions, float64 [P, E]: linear in the step count, then constant; spread by a ladder."""
         c = self.config
         done = 1.0 if c.epsilon_decay_steps == 0 else min(1.0, self.env_steps / c.epsilon_decay_steps)
-        now = c.epsilon_start + (self._epsilon_end - c.epsilon_start) * done
-        return now.clamp(0.0, 1.0).unsqueeze(1) ** self._ladder
+        if done != self._epsilon[0]:  # not again at every step after the decay
+            now = np.clip(c.epsilon_start + (self._epsilon_end - c.epsilon_start) * done, 0.0, 1.0)
+            self._epsilon = done, torch.from_numpy(now[:, None] ** self._ladder)
+        return self._epsilon[1]
 
     def act_step(self) -> None:
         """One step of every environment, stored with the state that came before its observation."""
@@ -169,12 +172,14 @@ class Trainer:
         t1 = clock()
         step = self.worlds.step(action.reshape(-1).numpy())
         t2 = clock()
-        terminated, truncated = self._rows(step.terminated), self._rows(step.truncated)
-        reward = self._rows(step.reward) * self.config.reward_scale
-        self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, terminated, ~self.over)
-        self.episodes.add(step)
+        reward = self._rows(step.reward)
+        if self.config.reward_scale != 1.0:
+            reward = reward * self.config.reward_scale
+        self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, self._rows(step.terminated), ~self.over)
+        over = step.terminated | step.truncated
+        self.episodes.add(step, over)
         self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
-        self.reset, self.over = self.over, terminated | truncated
+        self.reset, self.over = self.over, self._rows(over)
         self.env_steps += self.config.num_envs
         t3 = clock()
         self.seconds["act"] += t1 - t0
@@ -473,10 +478,10 @@ def _bytes(n: int) -> str:
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
 
-def _ladder(config: Config) -> Tensor:
+def _ladder(config: Config) -> np.ndarray:
     """Exponents of epsilon, float64 [E]: from 1 to 1 + ladder (Ape-X, Horgan et al. 2018)."""
     E = config.num_envs
-    return 1.0 + config.epsilon_ladder * torch.arange(E, dtype=torch.float64) / max(1, E - 1)
+    return 1.0 + config.epsilon_ladder * np.arange(E) / max(1, E - 1)
 
 
 def _crossed(now: int, step: int, every: int) -> bool:

@@ -56,7 +56,6 @@ struct StepRun {
   NetLayout net;
   EncoderLayout encoder;
   int64_t rows, shards, ldx, row_floats;
-  float* scratch = nullptr;  // [P][E][row_floats]
 
   explicit StepRun(const StepProblem& p)
       : q(p), net(p.net), encoder{p.encoder}, ldx(LstmScratch::row_stride(p.net.D, p.net.H)) {
@@ -74,7 +73,8 @@ struct StepRun {
   void work(int64_t item) const {
     const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, q.E - e0), at = p * q.E + e0;
     const int64_t D = net.D, H = net.H;
-    float *x = scratch + at * row_floats, *c = x + R * ldx, *y = c + R * net.Hp, *spare = y + R * net.Hp;
+    const Arena scratch(R * row_floats);  // of a shard only: it stays in cache from one shard to the next
+    float *x = scratch.data, *c = x + R * ldx, *y = c + R * net.Hp, *spare = y + R * net.Hp;
     if (q.encoder.layers)
       encode(p, at, R, x, spare);
     else
@@ -121,7 +121,5 @@ struct StepRun {
 
 static void step(const StepProblem& q, Parallel parallel) {
   StepRun run(q);
-  Arena arena(q.net.P * q.E * run.row_floats);
-  run.scratch = arena.data;
   parallel.run(q.net.P * run.shards, &run, [](void* self, int64_t i) { static_cast<const StepRun*>(self)->work(i); });
 }

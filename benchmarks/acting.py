@@ -1,0 +1,106 @@
+"""Where an acting step goes: simulator, network with choice of actions, replay write; and sampling from that replay.
+
+One member in the Town, MLP encoder 128, LSTM 128, head 128. Before anything is timed, Q-values, state and actions are
+held against the twin in float64.
+
+python benchmarks/acting.py --threads 1 2 --num-envs 64 256 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from townlet import ops, reference
+from townlet.bench.machine import pin
+from townlet.bench.problem import WrongResult
+from townlet.bench.timing import interleave
+from townlet.config import Config
+from townlet.params import ActorParams, RecurrentQParams
+from townlet.trainer import Trainer
+
+TOLERANCE = 1e-5
+"""Largest absolute error of Q-values and state against float64 (seen: 4e-7)."""
+
+
+def trainer_of(num_envs: int) -> Trainer:
+    """A run that only acts, its rings filled once over."""
+    sizes: dict[str, Any] = {"encoder": (128,), "hidden_size": 128, "head_size": 128, "seq_len": 32}
+    sizes |= {"capacity": 64 * num_envs, "learning_starts": 33 * num_envs}
+    trainer = Trainer(Config(num_envs=num_envs, **sizes))
+    for _ in range(65):
+        trainer.act_step()
+    return trainer
+
+
+def check(trainer: Trainer) -> float:
+    """The largest error of one step; WrongResult where it is too large or an action is not the twin's."""
+    population, network = trainer.population, trainer.network
+    layers = network.layers(population.online)
+    assert layers is not None
+    actor = ActorParams(layers, network.recurrent(population.online))
+    exact = ActorParams(
+        tuple((w.detach().double(), b.detach().double()) for w, b in layers),
+        RecurrentQParams(*(None if v is None else v.detach().double() for v in actor.recurrent)),
+    )
+    choice = (trainer.legal, trainer.epsilon(), torch.tensor(population.seeds), 7)
+    got = ops.act(ops.pack_actor(actor), trainer.obs, *population.state, trainer.reset, *choice)
+    h, c = (v.double() for v in population.state)
+    want = reference.act(exact, trainer.obs.double(), h, c, trainer.reset, *choice)
+    worst = max(float((a - b).abs().max()) for a, b in zip(got[1:], want[1:], strict=True))
+    if not worst <= TOLERANCE:
+        raise WrongResult(f"act is off by {worst:.1e}; at most {TOLERANCE:.0e} is allowed")
+    if not torch.equal(got.action, reference.choose(got.q, *choice)):
+        raise WrongResult("act: an action is not the twin's choice for the same Q-values")
+    return worst
+
+
+def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
+    """Part -> what to time."""
+    population, replay, worlds = trainer.population, trainer.replay, trainer.worlds
+    obs, reset, legal, over = trainer.obs, trainer.reset, trainer.legal, trainer.over
+    h, c = population.state
+    action = population.act(obs, reset, legal, trainer.epsilon())
+    row = action.reshape(-1).numpy()
+    step = worlds.step(row)
+    reward, terminated = trainer._rows(step.reward), trainer._rows(step.terminated)
+    return {
+        "simulator": lambda: worlds.step(row),
+        "act": lambda: population.act(obs, reset, legal, trainer.epsilon()),
+        "replay add": lambda: replay.add(obs, reset, legal, h, c, action, reward, terminated, ~over),
+        "sample 32": lambda: replay.sample(32),
+        "whole step": trainer.act_step,
+    }
+
+
+def measure(num_envs: int, threads: int, rounds: int = 30) -> list[dict[str, Any]]:
+    """One dict per part: num_envs, threads, part, seconds (minimum and median of a call), error of the step."""
+    torch.set_num_threads(threads)
+    trainer = trainer_of(num_envs)
+    error = check(trainer)
+    timings = interleave(calls(trainer), rounds=rounds)
+    common = {"num_envs": num_envs, "threads": threads, "error": error}
+    return [common | {"part": name, "minimum": t.minimum, "median": t.median} for name, t in timings.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    pin(max(options.threads))
+    print(f"{'threads':>7} {'E':>5}  {'part':<12} {'min us':>8} {'median us':>10} {'env steps/s (at min)':>21}")
+    for threads in options.threads:
+        for num_envs in options.num_envs:
+            for row in measure(num_envs, threads, options.rounds):
+                rate = "" if row["part"].startswith("sample") else f"{num_envs / row['minimum']:,.0f}"
+                low, middle = row["minimum"] * 1e6, row["median"] * 1e6
+                print(f"{threads:>7} {num_envs:>5}  {row['part']:<12} {low:>8.0f} {middle:>10.0f} {rate:>21}")
+
+
+if __name__ == "__main__":
+    main()
