@@ -9,9 +9,11 @@ python benchmarks/acting.py --threads 1 2 --num-envs 64 256 1024
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from townlet import ops, reference
@@ -64,11 +66,11 @@ def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
     obs, reset, legal, over = trainer.obs, trainer.reset, trainer.legal, trainer.over
     h, c = population.state
     action = population.act(obs, reset, legal, trainer.epsilon())
-    row = action.reshape(-1).numpy()
-    step = worlds.step(row)
+    random = itertools.cycle(np.random.default_rng(0).integers(0, trainer.worlds.n_actions, (50, worlds.num_envs)))
+    step = worlds.step(action.reshape(-1).numpy())
     reward, terminated = trainer._rows(step.reward), trainer._rows(step.terminated)
     return {
-        "simulator": lambda: worlds.step(row),
+        "simulator": lambda: worlds.step(next(random)),
         "act": lambda: population.act(obs, reset, legal, trainer.epsilon()),
         "replay add": lambda: replay.add(obs, reset, legal, h, c, action, reward, terminated, ~over),
         "sample 32": lambda: replay.sample(32),
