@@ -175,9 +175,9 @@ class PlainNetwork(nn.Module):
 
 
 class PlainLearner:
-    """The update of `Learner` in plain PyTorch, a loop over members."""
+    """The update of `Learner` in plain PyTorch, a loop over members; `replay` gives samples as ours does."""
 
-    def __init__(self, case: Case, learner: Learner):
+    def __init__(self, case: Case, learner: Learner, replay: Any):
         self.case = case
         network = learner.population.network
         self.online = [PlainNetwork(network) for _ in range(case.P)]
@@ -188,7 +188,7 @@ class PlainLearner:
             self.target[p].requires_grad_(False)
         self.trained = [[v for v in net.parameters() if v.requires_grad] for net in self.online]
         self.optimisers = [torch.optim.Adam(v, lr=LR, eps=1e-5, fused=True) for v in self.trained]
-        self.replay = filled_replay(case, network)
+        self.replay = replay
         self.updates = 0
 
     def member_loss(self, p: int, s: ReplaySample) -> tuple[Tensor, Tensor]:
@@ -264,7 +264,7 @@ def check(case: Case, updates: int = 3) -> dict[str, float]:
     are therefore compared in the norm of the whole movement.
     """
     ours = make_learner(case)
-    peer = PlainLearner(case, ours)
+    peer = PlainLearner(case, ours, filled_replay(case, ours.population.network))
     before = {name: v.detach().clone() for name, v in ours.population.online.items()}
     loss = 0.0
     for _ in range(updates):
@@ -339,7 +339,7 @@ def measure(case: Case, rounds: int = 40, per_round: int = 3) -> dict[str, Any]:
     """
     errors = check(case)
     ours = make_learner(case)
-    peer = PlainLearner(case, ours)
+    peer = PlainLearner(case, ours, filled_replay(case, ours.population.network))
     parts_learner = make_learner(case)
     backward = encoder_backward(make_learner(case))
     phases = Phases(parts_learner)

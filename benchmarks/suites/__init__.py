@@ -6,4 +6,8 @@ SUITES: dict[str, tuple[str, str]] = {
     "threads": ("suites.op", "threads"),
     "population": ("suites.op", "population"),
     "scaling": ("suites.scaling", "scaling"),
+    "simulator": ("suites.training", "simulator"),
+    "acting": ("suites.training", "acting"),
+    "update": ("suites.training", "update"),
+    "training": ("suites.training", "training"),
 }

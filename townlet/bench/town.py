@@ -29,13 +29,13 @@ def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
     actions = np.random.default_rng(0).integers(0, 6, (STEPS, num_envs))
     envs = TownVectorEnv(num_envs, **arguments)
     envs.reset(seed=0)
-    seen = [envs.step(row)[:2] for row in actions]
     last = num_envs - 1
+    seen = [(obs[last].copy(), reward[last]) for obs, reward, *_ in map(envs.step, actions)]
     alone = TownVectorEnv(1, **arguments)
     alone.reset(seed=last)
     for t in range(STEPS):
         obs, reward, *_ = alone.step(actions[t, last:])
-        if not (np.array_equal(obs[0], seen[t][0][last]) and reward[0] == seen[t][1][last]):
+        if not (np.array_equal(obs[0], seen[t][0]) and reward[0] == seen[t][1]):
             raise WrongResult(f"simulator: environment {last} of {num_envs} differs from itself alone at step {t}")
 
     def run() -> None:
@@ -50,17 +50,28 @@ def acting(num_envs: int) -> Callable[[], None]:
 
     Errors: WrongResult when the carried state is not the one that the twin computes in float64.
     """
-    trainer = Trainer(
-        Config(num_envs=num_envs, hidden_size=128, encoder=(128,), head_size=128, capacity=64 * num_envs, seq_len=32)
-    )
-    for _ in range(3):
-        _check_step(trainer)
+    trainer = acting_trainer(num_envs)
+    check_acting(trainer)
 
     def run() -> None:
         for _ in range(STEPS):
             trainer.act_step()
 
     return run
+
+
+def acting_trainer(num_envs: int) -> Trainer:
+    """What `acting` steps."""
+    capacity = 64 * num_envs
+    return Trainer(
+        Config(num_envs=num_envs, capacity=capacity, seq_len=32, hidden_size=128, encoder=(128,), head_size=128)
+    )
+
+
+def check_acting(trainer: Trainer, steps: int = 3) -> None:
+    """Take some steps, each against the twin. Errors: WrongResult."""
+    for _ in range(steps):
+        _check_step(trainer)
 
 
 def _check_step(trainer: Trainer) -> None:
