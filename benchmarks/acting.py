@@ -20,22 +20,12 @@ from townlet import ops, reference
 from townlet.bench.machine import pin
 from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
-from townlet.config import Config
+from townlet.bench.town import acting_trainer
 from townlet.params import ActorParams, RecurrentQParams
 from townlet.trainer import Trainer
 
 TOLERANCE = 1e-5
 """Largest absolute error of Q-values and state against float64 (seen: 4e-7)."""
-
-
-def trainer_of(num_envs: int) -> Trainer:
-    """A run that only acts, its rings filled once over."""
-    sizes: dict[str, Any] = {"encoder": (128,), "hidden_size": 128, "head_size": 128, "seq_len": 32}
-    sizes |= {"capacity": 64 * num_envs, "learning_starts": 33 * num_envs}
-    trainer = Trainer(Config(num_envs=num_envs, **sizes))
-    for _ in range(65):
-        trainer.act_step()
-    return trainer
 
 
 def check(trainer: Trainer) -> float:
@@ -81,7 +71,7 @@ def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
 def measure(num_envs: int, threads: int, rounds: int = 30) -> list[dict[str, Any]]:
     """One dict per part: num_envs, threads, part, seconds (minimum and median of a call), error of the step."""
     torch.set_num_threads(threads)
-    trainer = trainer_of(num_envs)
+    trainer = acting_trainer(num_envs)
     error = check(trainer)
     timings = interleave(calls(trainer), rounds=rounds)
     common = {"num_envs": num_envs, "threads": threads, "error": error}

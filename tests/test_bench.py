@@ -16,6 +16,8 @@ from townlet import cli, ops
 from townlet.bench import machine, peers, results, short, town
 from townlet.bench.problem import Shape, WrongResult, check, draw, expected, ours
 from townlet.bench.timing import Timing, interleave
+from townlet.config import Config
+from townlet.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Shape(3, 4, 5, 8)
@@ -251,3 +253,39 @@ def test_a_suite_runs_resumes_and_is_refused_by_the_readme(tmp_path):
     assert "taken from" in run("resets", "--quick", "--resume").stdout
     assert "figures mean nothing" in run("--markdown").stderr
     assert "expected some of" in run("nonsense").stderr
+
+
+def test_numpy_town_is_the_town(monkeypatch):
+    from peers import numpy_town
+
+    hamlet = {"level": "hamlet", "depletion": 1.5, "size": 5, "reward": "wellbeing", "random_start": True}
+    assert numpy_town.check(16, 200, **hamlet) > 20
+    assert numpy_town.check(16, 200, depletion=3.0, radius=1, window="kind") > 20
+    monkeypatch.setattr(numpy_town.NumpyTown, "_interact", lambda self, e: None)
+    with pytest.raises(WrongResult, match="NumpyTown: obs differs from the simulator's at step"):
+        numpy_town.check(16, 200, **hamlet)
+
+
+def test_the_plain_trainer_acts_as_ours_and_learns():
+    from peers.plain_trainer import PlainTrainer
+    from suites import training
+
+    sizes = {"num_envs": 8, "capacity": 1000, "seq_len": 8, "burn_in": 2, "batch_size": 4, "learning_starts": 100}
+    trainer = Trainer(Config(**sizes))
+    plain = PlainTrainer(trainer)
+    training._same_q(trainer, plain)
+    before = plain.net.lstm.weight_hh_l0.detach().clone()
+    for _ in range(300):
+        plain.act_step()
+        plain.learn()
+    assert plain.learner.updates == int((300 * 8 - 100) * 2 / (4 * 6))
+    assert not torch.equal(before, plain.net.lstm.weight_hh_l0)
+    sample = plain.replay.sample(64)
+    cut = ~sample.mask[0]
+    assert cut.any()
+    ended = sample.terminated[0].cumsum(1)
+    assert not sample.mask[0][:, 1:][ended[:, :-1] > 0].any()  # nothing counts after a death
+    with torch.no_grad():
+        plain.net.val.bias += 0.01
+    with pytest.raises(WrongResult, match="plain trainer: Q-values differ"):
+        training._same_q(trainer, plain)

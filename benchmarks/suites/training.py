@@ -63,17 +63,24 @@ def _numpy_town(num_envs: int) -> Callable[[], None]:
 
 def acting(quick: bool) -> Report:
     """Simulator, encoder, LSTM, head, epsilon-greedy, replay write; with the peer of `training`."""
+    import acting as parts
+
     threads = min(2, machine.processors())
     title = "Acting: simulator, MLP encoder 128, LSTM 128, epsilon-greedy, replay write"
     report = Report("acting", title, threads=threads, settings={"quick": quick}).start()
     columns = (("case", "", ""), ("envs", "E", "d"), ("threads", "threads", "d"), *RATE)
     rows = report.table("environment steps per second", columns)
+    names = ("simulator", "act", "replay add", "sample 32", "whole step")
+    split = (("envs", "E", "d"), ("threads", "threads", "d"), *((n, n, ".0f") for n in names))
+    part_rows = report.table("townlet by part, least microseconds of all environments together", split)
     reached = {}
     for E in (8,) if quick else (64, 256, 1024):
         trainer = town.acting_trainer(E)
-        town.check_acting(trainer)
+        parts.check(trainer)
         for n in sorted({1, threads}):
             machine.pin(n)
+            found = parts.measure(E, n, rounds=3 if quick else 15)
+            part_rows.append({"envs": E, "threads": n} | {r["part"]: r["minimum"] * 1e6 for r in found})
             calls = {"townlet": _steps(trainer)}
             if n == threads:
                 plain = PlainTrainer(trainer)

@@ -61,11 +61,13 @@ def acting(num_envs: int) -> Callable[[], None]:
 
 
 def acting_trainer(num_envs: int) -> Trainer:
-    """What `acting` steps."""
-    capacity = 64 * num_envs
-    return Trainer(
-        Config(num_envs=num_envs, capacity=capacity, seq_len=32, hidden_size=128, encoder=(128,), head_size=128)
-    )
+    """A run that only acts, its rings filled once over: MLP encoder 128, LSTM 128, head 128."""
+    sizes: dict[str, Any] = {"encoder": (128,), "hidden_size": 128, "head_size": 128, "seq_len": 32}
+    sizes |= {"capacity": 64 * num_envs, "learning_starts": 33 * num_envs}
+    trainer = Trainer(Config(num_envs=num_envs, **sizes))
+    for _ in range(65):
+        trainer.act_step()
+    return trainer
 
 
 def check_acting(trainer: Trainer, steps: int = 3) -> None:
