@@ -10,7 +10,11 @@
 STABLE_TORCH_LIBRARY(townlet, m) {
   // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
   m.def("lanes() -> int");
-  // the sum of the lanes of every instruction set that was built and that this CPU runs
+  // bfloat16 values in a 32-bit word of their panels
+  m.def("bf16_pack() -> int");
+  // the instruction set in use, and all that were built and that this CPU runs: 1 portable, 2 avx2, 4 avx512, 8
+  // avx512_bf16
+  m.def("isa() -> int");
   m.def("isa_levels() -> int");
   // panels of one network: [P, packed size]
   m.def(
@@ -74,21 +78,25 @@ struct Net {
     return {fp(w_ih), fp(w_hh), fp(bias), fp(w_fc), fp(b_fc), fp(w_adv), fp(b_adv), fp(w_val), fp(b_val)};
   }
   // floats of one member's panels; townlet/ops.py states the same formula for the fake kernel
-  int64_t packed_size() const {
-    const int64_t v = kernels().lanes;
+  int64_t packed_size(bool bf16) const {
+    const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
     const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
+    const auto words = [pack](int64_t x) { return (x + pack - 1) / pack; };
     const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
-    return 4 * up(n.H) * (n.D + n.H + 1) + (n.fc ? (n.H + 1) * up(n.F) : 0) + (n.F + 1) * outputs;
+    return 4 * up(n.H) * (words(n.D) + words(n.H) + 1) + (n.fc ? (words(n.H) + 1) * up(n.F) : 0) +
+           (words(n.F) + 1) * outputs;
   }
 };
 
 int64_t lanes() { return kernels().lanes; }
-int64_t isa_levels() { return runnable_lanes(); }
+int64_t bf16_pack() { return kernels().bf16_pack; }
+int64_t isa() { return kernels().bit; }
+int64_t isa_levels() { return runnable(); }
 
 Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
                 const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val, const Optional& b_val, bool bf16) {
   const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
-  Tensor out = empty(w_ih, {net.n.P, net.packed_size()});
+  Tensor out = empty(w_ih, {net.n.P, net.packed_size(bf16)});
   kernels().pack(net.n, net.view(), bf16, out.mutable_data_ptr<float>(), kParallel);
   return out;
 }
@@ -113,7 +121,7 @@ TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
   Optional xt, packed, ok;
   if (target) xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
-  if (target) packed = need(*target, "target", {P, net.packed_size()}, kFloat);
+  if (target) packed = need(*target, "target", {P, net.packed_size(bf16)}, kFloat);
   if (legal) ok = need(*legal, "legal", {P, B, T, n.A}, kBool);
   const Tensor h = need(h0, "h0", {P, B, n.H}, kFloat), c = need(c0, "c0", {P, B, n.H}, kFloat);
   const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);
@@ -179,7 +187,7 @@ struct LstmSizes {
   int64_t P, B, T, D, H;
   // floats kept for the backward pass; townlet/ops.py states the same formula for the fake kernel
   int64_t saved() const {
-    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = (D + Hp + v - 1) / v * v;
+    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = ((D + Hp + v - 1) / v | 1) * v;
     return P * B * (T * (ldx + 5 * Hp) + (T + 1) * Hp);
   }
 };
@@ -286,6 +294,8 @@ std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("lanes", TORCH_BOX(&townlet::lanes));
+  m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
+  m.impl("isa", TORCH_BOX(&townlet::isa));
   m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {

@@ -119,9 +119,12 @@ struct SpatialGradProblem {
 // One instruction set's build of the kernels.
 struct Kernels {
   const char* name;
-  int lanes;  // floats in a vector
+  int bit;        // of this set among all
+  int lanes;      // floats in a vector
+  int bf16_pack;  // bfloat16 values in a 32-bit word of packed weights: 2 with instructions for them, else 1
   void (*pack)(const NetSizes&, const NetView&, bool bf16, float* out, Parallel);
   void (*td_unroll)(const TDProblem&, Parallel);
+  int64_t (*td_unroll_scratch)(const TDProblem&);  // bytes
   void (*lstm_unroll)(const UnrollProblem&, Parallel);
   void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
   void (*pack_encoder)(const EncoderSizes&, const float* const* weights, const float* const* biases, float* out,
@@ -135,7 +138,7 @@ struct Kernels {
 
 // The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.
 const Kernels& kernels();
-// The sum of the lanes of all sets that were built and that this CPU runs.
-int runnable_lanes();
+// The bits of all sets that were built and that this CPU runs.
+int runnable();
 
 }  // namespace townlet

@@ -47,12 +47,12 @@ __all__ = [
     "pack_actor",
     "td_unroll",
 ]
-_ISA_LANES = {"portable": 4, "avx2": 8, "avx512": 16}
+_ISA_BITS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512_bf16": 8}
 LANES: int = torch.ops.townlet.lanes()
 """Floats in a vector of the kernels in use."""
-ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_LANES.items() if torch.ops.townlet.isa_levels() & v)
+ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_BITS.items() if torch.ops.townlet.isa_levels() & v)
 """Instruction sets that were built and that this CPU runs."""
-ISA: str = next(k for k, v in _ISA_LANES.items() if v == LANES)
+ISA: str = next(k for k, v in _ISA_BITS.items() if v == torch.ops.townlet.isa())
 """Instruction set of the kernels in use; the environment variable TOWNLET_ISA forces one that the CPU runs."""
 
 
@@ -311,8 +311,13 @@ def _up(n: int) -> int:
 def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
     P, _, D = w_ih.shape
     H, F, outputs = w_hh.shape[2], w_adv.shape[2], w_adv.shape[1] + (w_val is not None)
-    fc = 0 if w_fc is None else (H + 1) * _up(F)
-    return w_ih.new_empty(P, 4 * _up(H) * (D + H + 1) + fc + (F + 1) * _up(outputs))
+    pack = torch.ops.townlet.bf16_pack() if bf16 else 1
+
+    def words(n):
+        return (n + pack - 1) // pack
+
+    fc = 0 if w_fc is None else (words(H) + 1) * _up(F)
+    return w_ih.new_empty(P, 4 * _up(H) * (words(D) + words(H) + 1) + fc + (words(F) + 1) * _up(outputs))
 
 
 _WEIGHTS = 9  # w_ih .. b_val lead td_unroll's arguments
@@ -334,7 +339,8 @@ def _td_unroll_fake(*args):
 def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
     P, B, T, D = x.shape
     H = w_hh.shape[2]
-    saved = P * B * (T * (_up(D + _up(H)) + 5 * _up(H)) + (T + 1) * _up(H)) if save else 0
+    row = (_up(D + _up(H)) // LANES // 2 * 2 + 1) * LANES  # an odd number of vectors
+    saved = P * B * (T * (row + 5 * _up(H)) + (T + 1) * _up(H)) if save else 0
     return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved)
 
 

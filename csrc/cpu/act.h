@@ -12,7 +12,6 @@ struct EncoderLayout {
     for (int64_t i = 0; i < n.layers; ++i) sum += layer_floats(i);
     return sum;
   }
-  int64_t panels(int64_t i) const { return (n.widths[i + 1] + kWide - 1) / kWide; }
   int64_t widest() const {  // floats of a row that hold any hidden layer
     int64_t most = 0;
     for (int64_t i = 1; i < n.layers; ++i)
@@ -32,13 +31,13 @@ struct EncoderPack {
     const int64_t p = item / items;
     int64_t panel = item % items, i = 0;
     float* to = out + p * layout.size();
-    for (; panel >= layout.panels(i); ++i) {
-      panel -= layout.panels(i);
+    for (; panel >= panels(layout.n.widths[i + 1]); ++i) {
+      panel -= panels(layout.n.widths[i + 1]);
       to += layout.layer_floats(i);
     }
     const int64_t K = layout.n.widths[i], N = layout.n.widths[i + 1], n0 = panel * kWide, n = lesser(kWide, N - n0);
-    const float *w = weights[i] + (p * N + n0) * K, *b = biases[i] + p * N + n0;
-    pack_panels(K, n, to + n0 * K, false, [=](int64_t k, int64_t u) { return w[u * K + k]; });
+    const float *w = weights[i] + p * N * K, *b = biases[i] + p * N + n0;
+    pack_columns<Float>(K, N, panel, panel + 1, to, [=](int64_t unit) { return w + unit * K; });
     float* bias = to + K * round_up(N, kLanes) + n0;
     for (int64_t u = 0; u < round_up(n, kLanes); ++u) bias[u] = u < n ? b[u] : 0.0f;
   }
@@ -47,71 +46,66 @@ struct EncoderPack {
 static void pack_encoder(const EncoderSizes& n, const float* const* weights, const float* const* biases, float* out,
                          Parallel parallel) {
   EncoderPack run{{n}, weights, biases, out, 0};
-  for (int64_t i = 0; i < n.layers; ++i) run.items += run.layout.panels(i);
+  for (int64_t i = 0; i < n.layers; ++i) run.items += panels(n.widths[i + 1]);
   parallel.run(n.P * run.items, &run, [](void* self, int64_t i) { static_cast<const EncoderPack*>(self)->work(i); });
 }
 
 struct StepRun {
   const StepProblem& q;
-  NetLayout net;
+  NetLayout<Float> net;
   EncoderLayout encoder;
-  int64_t rows, shards, ldx, row_floats;
+  int64_t rows, shards, lstm_floats, row_floats;
 
   explicit StepRun(const StepProblem& p)
-      : q(p), net(p.net), encoder{p.encoder}, ldx(LstmScratch::row_stride(p.net.D, p.net.H)) {
+      : q(p), net(p.net), encoder{p.encoder}, lstm_floats(LstmScratch<Float>::floats_per_row(1, 1, p.net.D, p.net.H)) {
     // few rows so that all threads get their share, an even number of shards for two; more rows where the weights
     // would not stay in cache between shards
     const int64_t most = 4 * net.Hp * (net.D + net.H) > 256 * 1024 ? 48 : 24;
     const int64_t wanted = round_up((p.E + most - 1) / most, 2);
     rows = (p.E + wanted - 1) / wanted;
     shards = (p.E + rows - 1) / rows;
-    // operand, cell and output rows; two hidden layers of the encoder in turn, or of the head with Q
-    const int64_t hidden = 2 * encoder.widest(), head = q.q ? net.Fp + net.Op : 0;
-    row_floats = ldx + 2 * net.Hp + (hidden > head ? hidden : head);
+    // then two hidden layers of the encoder in turn, or the head's hidden layer and Q
+    row_floats = lstm_floats + larger(2 * encoder.widest(), q.q ? net.ldf() + net.outputs_p : 0);
   }
 
   void work(int64_t item) const {
     const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, q.E - e0), at = p * q.E + e0;
     const int64_t D = net.D, H = net.H;
     const Arena scratch(R * row_floats);  // of a shard only: it stays in cache from one shard to the next
-    float *x = scratch.data, *c = x + R * ldx, *y = c + R * net.Hp, *spare = y + R * net.Hp;
+    const LstmScratch<Float> l(R, 1, 1, D, H, scratch.data);
+    float* spare = scratch.data + R * lstm_floats;
+    const float* w = q.packed + p * q.packed_stride;
     if (q.encoder.layers)
-      encode(p, at, R, x, spare);
+      encode(p, at, l, spare);
     else
-      load_features(R, D, net.Hp, q.x + at * D, D, x, ldx, false);
+      load_features<Float>(R, D, net.Hp, q.x + at * D, D, l.X, l.ldx);
     const Resets reset{q.reset ? q.reset + at : nullptr, 1, 0};
-    load_state(R, D, H, q.h + at * H, q.c + at * H, reset, x, ldx, c, net.Hp, false);
-    GateStep g{};
-    g.D = D;
-    g.H = H;
-    g.Hp = net.Hp;
-    g.ldx = ldx;
-    g.x = x;
-    g.gates = q.packed + p * q.packed_stride;
-    g.gate_bias = g.gates + net.gate_bias;
-    g.c_in = g.c_out = c;
-    g.y = q.q ? y : nullptr;
+    load_state<Float>(R, H, q.h + at * H, q.c + at * H, reset, l.h(0), l.ldx, l.C, net.Hp);
+    project_inputs(R, l, l.X, w, w + net.gate_bias, l.G);
+    GateStep<Float> g = step_of(l, 0, w + net.hh, reset);
     g.h_last = q.h_out + at * H;
-    g.reset = reset;
     gate_step(R, g);
-    for (int64_t r = 0; r < R; ++r) memcpy(q.c_out + (at + r) * H, c + r * net.Hp, size_t(H) * sizeof(float));
+    for (int64_t r = 0; r < R; ++r) memcpy(q.c_out + (at + r) * H, l.c(1) + r * net.Hp, size_t(H) * sizeof(float));
     if (q.q) {
-      float* out = spare + R * net.Fp;
-      q_values(net, g.gates, R, y, spare, out, false);
-      for (int64_t r = 0; r < R; ++r) memcpy(q.q + (at + r) * net.A, out + r * net.Op, size_t(net.A) * sizeof(float));
+      float* out = spare + R * net.ldf();
+      q_values(net, w, R, l.Y, spare, out);
+      for (int64_t r = 0; r < R; ++r)
+        memcpy(q.q + (at + r) * net.A, out + r * net.outputs_p, size_t(net.A) * sizeof(float));
     }
     if (q.done) q.done(q.context, at, R);
   }
 
   // Through all layers into the operand rows x.  The last layer's padding spills over the state, which comes after it.
-  void encode(int64_t p, int64_t at, int64_t R, float* x, float* spare) const {
+  void encode(int64_t p, int64_t at, const LstmScratch<Float>& l, float* spare) const {
     const float *from = q.x + at * q.encoder.widths[0], *w = q.encoder_packed + p * encoder.size();
     int64_t ld = q.encoder.widths[0];
     for (int64_t i = 0; i < q.encoder.layers; ++i) {
       const bool last = i + 1 == q.encoder.layers;
-      const int64_t K = q.encoder.widths[i], Np = round_up(q.encoder.widths[i + 1], kLanes), ldc = last ? ldx : Np;
-      float* to = last ? x : spare + (i & 1) * R * encoder.widest();
-      gemm(R, Np, Gemm{K, from, w, ld, to, ldc, w + K * Np, true});
+      const int64_t K = q.encoder.widths[i], Np = round_up(q.encoder.widths[i + 1], kLanes), ldc = last ? l.ldx : Np;
+      float* to = last ? l.X : spare + (i & 1) * l.R * encoder.widest();
+      Gemm<Float> layer{K, from, w, ld, to, ldc, w + K * Np};
+      layer.relu = true;
+      gemm(l.R, Np, layer);
       from = to;
       ld = ldc;
       w += encoder.layer_floats(i);

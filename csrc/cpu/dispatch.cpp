@@ -23,6 +23,9 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512_bf16 {
+extern const Kernels table;
+}
 #endif
 
 namespace {
@@ -32,9 +35,11 @@ std::vector<const Kernels*> supported() {  // best first
 #if defined(TOWNLET_X86)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-    out.push_back(&avx512::table);
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512cd");
+  if (v4 && __builtin_cpu_supports("avx512bf16")) out.push_back(&avx512_bf16::table);
+  if (v4) out.push_back(&avx512::table);
   if (v3) out.push_back(&avx2::table);
 #endif
   out.push_back(&portable::table);
@@ -73,10 +78,10 @@ const Kernels& kernels() {
   return k;
 }
 
-int runnable_lanes() {
-  int sum = 0;
-  for (const Kernels* k : supported()) sum += k->lanes;
-  return sum;
+int runnable() {
+  int bits = 0;
+  for (const Kernels* k : supported()) bits |= k->bit;
+  return bits;
 }
 
 Arena::Arena(int64_t floats) : data(nullptr), bytes_(0) {

@@ -1,10 +1,14 @@
-// Compiled once per instruction set: the including file defines TOWNLET_ISA (a name), TOWNLET_LANES (floats in a
+// Compiled once per instruction set: the including file defines TOWNLET_ISA (a name), TOWNLET_ISA_BIT, TOWNLET_LANES (floats in a
 // vector) and TOWNLET_ROWS (rows of a register tile).  No std containers here: an inline function of the standard
 // library compiled for a newer ISA could be the copy that the linker keeps for everybody.
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#if defined(TOWNLET_BF16)
+#include <immintrin.h>
+#endif
 
 #include "../lstm_cell.h"
 #include "../td_target.h"
@@ -18,6 +22,7 @@ constexpr int kRows = TOWNLET_ROWS;
 
 // clang-format off
 #include "vec.h"
+#include "operand.h"
 #include "gemm.h"
 #include "pack.h"
 #include "lstm.h"
@@ -31,8 +36,20 @@ constexpr int kRows = TOWNLET_ROWS;
 #define TOWNLET_STRING_(x) #x
 #define TOWNLET_STRING(x) TOWNLET_STRING_(x)
 extern const Kernels table;
-const Kernels table = {TOWNLET_STRING(TOWNLET_ISA), kLanes,       pack, td_unroll, lstm_unroll,
-                       lstm_unroll_backward,        pack_encoder, step, adam_step, spatial_saved,
-                       spatial_encode,              spatial_encode_backward};
+const Kernels table = {TOWNLET_STRING(TOWNLET_ISA),
+                       TOWNLET_ISA_BIT,
+                       kLanes,
+                       Bfloat16::kPack,
+                       pack,
+                       td_unroll,
+                       td_unroll_scratch,
+                       lstm_unroll,
+                       lstm_unroll_backward,
+                       pack_encoder,
+                       step,
+                       adam_step,
+                       spatial_saved,
+                       spatial_encode,
+                       spatial_encode_backward};
 }  // namespace TOWNLET_ISA
 }  // namespace townlet

@@ -1,31 +1,50 @@
 // The LSTM over time for the rows (sequences) of one shard.  Included inside the namespace of one ISA.
 //
-// Scratch is time-major: X [T][R][ldx] holds each step's operand row, features then the state before the step (zero
-// where the step starts an episode); G [T][R][4 Hp] the activated gates, later the gradients of their pre-activations;
-// C [T + 1][R][Hp] the cell states, C[t] before step t; Y [T][R][Hp] the outputs.
+// Scratch is time-major.  X [T][R][ldx] holds each step's operand row: features, then the state before the step (zero
+// where the step starts an episode).  G [blocks][Tg][R][4 kLanes], a run for each block of kLanes units, holds the
+// pre-activations, then the activated gates, then the gradients of the pre-activations as operands: of all steps
+// (Tg = T), or where nothing goes back through them of the last Tg.  C [T + 1][R][Hp] holds the cell states, C[t]
+// before step t; Y [T][R][ldy] the outputs as operands.
 
+template <class Op>
 struct LstmScratch {
-  int64_t R, T, D, H, Hp, ldx;
+  int64_t R, T, Tg, D, H, Hp, ldx, ldy;
   float *X, *G, *C, *Y;
 
-  static int64_t row_stride(int64_t D, int64_t H) { return round_up(D + round_up(H, kLanes), kLanes); }
-  // floats for one row; a shard of R rows takes R times as much
-  static int64_t floats_per_row(int64_t T, int64_t D, int64_t H) {
-    const int64_t Hp = round_up(H, kLanes);
-    return T * (row_stride(D, H) + 4 * Hp + Hp) + (T + 1) * Hp;
+  // an odd number of cache lines, so that the rows of a step spread over all sets of the cache
+  static int64_t row_stride(int64_t D, int64_t H) {
+    return (round_up(Op::words(D) + Op::words(round_up(H, kLanes)), kLanes) / kLanes | 1) * kLanes;
   }
-  LstmScratch(int64_t R_, int64_t T_, int64_t D_, int64_t H_, float* base)
-      : R(R_), T(T_), D(D_), H(H_), Hp(round_up(H_, kLanes)), ldx(row_stride(D_, H_)) {
+  static int64_t output_stride(int64_t H) { return round_up(Op::words(H), kLanes); }
+  // floats for one row; a shard of R rows takes R times as much
+  static int64_t floats_per_row(int64_t T, int64_t Tg, int64_t D, int64_t H) {
+    const int64_t Hp = round_up(H, kLanes);
+    return T * (row_stride(D, H) + output_stride(H)) + Tg * 4 * Hp + (T + 1) * Hp;
+  }
+  LstmScratch(int64_t R_, int64_t T_, int64_t Tg_, int64_t D_, int64_t H_, float* base)
+      : R(R_), T(T_), Tg(Tg_), D(D_), H(H_), Hp(round_up(H_, kLanes)), ldx(row_stride(D_, H_)), ldy(output_stride(H_)) {
     X = base;
     G = X + R * T * ldx;
-    C = G + R * T * 4 * Hp;
+    C = G + R * Tg * 4 * Hp;
     Y = C + R * (T + 1) * Hp;
   }
+  // the same scratch with room for the gates of `steps` steps only
+  LstmScratch with_gates_of(int64_t steps) const {
+    LstmScratch s = *this;
+    s.Tg = steps;
+    return s;
+  }
+  int64_t block_stride() const { return Tg * R * kWide; }
   float* x(int64_t t) const { return X + t * R * ldx; }
-  float* g(int64_t t) const { return G + t * R * 4 * Hp; }
+  float* h(int64_t t) const { return x(t) + Op::words(D); }     // the state in the operand rows
+  float* g(int64_t t) const { return G + t % Tg * R * kWide; }  // of block 0
   float* c(int64_t t) const { return C + t * R * Hp; }
-  float* y(int64_t t) const { return Y + t * R * Hp; }
+  float* y(int64_t t) const { return Y + t * R * ldy; }
 };
+
+// Time steps whose inputs are projected together: enough rows to be worth a pass over W_ih, few enough to stay in
+// cache.
+static inline int64_t chunk_steps(int64_t rows) { return larger(1, 48 / rows); }
 
 // Whether row r starts an episode at step t.
 struct Resets {
@@ -35,70 +54,68 @@ struct Resets {
   Resets step(int64_t to) const { return {first, row_stride, to}; }
 };
 
-// Features of step t into the operand rows; source rows lie `stride` floats apart.  Zeroes what pads the rows.
+// Features of one step into the operand rows; source rows lie `stride` floats apart.  Zeroes what pads the rows.
+template <class Op>
 static inline void load_features(int64_t R, int64_t D, int64_t Hp, const float* from, int64_t stride, float* x,
-                                 int64_t ldx, bool bf16) {
+                                 int64_t ldx) {
+  const int64_t used = Op::words(D) + Op::words(Hp);
   for (int64_t r = 0; r < R; ++r) {
-    float* to = x + r * ldx;
-    const float* f = from + r * stride;
-    memset(to + D + Hp, 0, size_t(ldx - D - Hp) * sizeof(float));
-    if (!bf16) {
-      memcpy(to, f, size_t(D) * sizeof(float));
-      continue;
-    }
-    int64_t d = 0;
-    for (; d + kLanes <= D; d += kLanes) store(to + d, round_bf16(load(f + d)));
-    for (; d < D; ++d) to[d] = maybe_round(f[d], true);
+    Op::put_row(x + r * ldx, from + r * stride, D);
+    memset(x + r * ldx + used, 0, size_t(ldx - used) * sizeof(float));
   }
 }
 
-// The state before step 0: h into the operand rows x, c into the cell rows (both as [R][H] with zero padding).
-static inline void load_state(int64_t R, int64_t D, int64_t H, const float* h0, const float* c0, Resets reset0,
-                              float* x, int64_t ldx, float* c, int64_t Hp, bool bf16) {
+// The state before step 0: h into the operand rows' state h, c into the cell rows (both as [R][H] with zero padding).
+template <class Op>
+static inline void load_state(int64_t R, int64_t H, const float* h0, const float* c0, Resets reset0, float* h,
+                              int64_t ldx, float* c, int64_t Hp) {
   for (int64_t r = 0; r < R; ++r) {
-    float *h = x + r * ldx + D, *cr = c + r * Hp;
-    memset(h, 0, size_t(ldx - D) * sizeof(float));
+    float *hr = h + r * ldx, *cr = c + r * Hp;
+    memset(hr, 0, size_t(Op::words(Hp)) * sizeof(float));
     memset(cr, 0, size_t(Hp) * sizeof(float));
     memcpy(cr, c0 + r * H, size_t(H) * sizeof(float));
-    if (!reset0.at(r))
-      for (int64_t u = 0; u < H; ++u) h[u] = maybe_round(h0[r * H + u], bf16);
+    if (!reset0.at(r)) Op::put_row(hr, h0 + r * H, H);
   }
 }
 
-// One step for R rows: gates = bias + X W, activated while in registers.
+// Pre-activations of n rows (of one step or several) from their features: bias + x W_ih^T, into the runs of G.
+template <class Op>
+static inline void project_inputs(int64_t n, const LstmScratch<Op>& s, const float* x, const float* panels,
+                                  const float* bias, float* g) {
+  Gemm<Op> m{Op::words(s.D), x, panels, s.ldx, g, kWide, bias};
+  m.c_panel = s.block_stride();
+  gemm(n, 4 * s.Hp, m);
+}
+
+// One step for R rows: gates = pre-activations + h W_hh^T, activated while at hand.
+template <class Op>
 struct GateStep {
-  int64_t D, H, Hp, ldx;
-  const float *x, *gates, *gate_bias;  // operand rows, packed panels
+  int64_t H, Hp, ldx, ldy;
+  const float *h, *hh;  // states in the operand rows, panels of W_hh
+  float* g;             // pre-activations of the step, block 0
+  int64_t g_block;      // from one block's run to the next
+  bool keep;            // leave the activated gates in g
   const float* c_in;
   float* c_out;             // may be c_in
-  float* y;                 // [R][Hp] outputs (rounded with bf16), or null
-  float* g = nullptr;       // [R][4 Hp] activated gates, or null
-  float* x_next = nullptr;  // operand rows of the next step, or null
+  float* y = nullptr;       // [R][ldy] outputs as operands, or null
+  float* h_next = nullptr;  // states in the operand rows of the next step, or null
   float* h_last = nullptr;  // [R][H] unrounded outputs, or null
   Resets reset, reset_next;
-  bool bf16;
   int64_t block = 0;
 
   template <int R, int N>
   inline void run(int64_t row) const {
     static_assert(N == 4, "one vector per gate");
-    const int64_t K = D + H, u = block * kLanes;
-    Tile<R, 4> tile;
-#pragma GCC unroll 8
-    for (int n = 0; n < 4; ++n) {
-      const V b = load(gate_bias + block * kWide + n * kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) tile.acc[r][n] = b;
-    }
-    tile.multiply(K, x + row * ldx, ldx, 1, gates + block * K * kWide, kWide);
-#pragma GCC unroll 8
+    const int64_t K = Op::words(H), u = block * kLanes;
+    float* gates = g + block * g_block + row * kWide;
+    multiply<Op, R, 4, false>({h + row * ldx, ldx, K}, hh + block * K * kWide, kWide, gates, kWide);
     for (int r = 0; r < R; ++r) {
+      float* to = gates + r * kWide;
       const int64_t at = row + r;
       const V c = reset.at(at) ? V{} : load(c_in + at * Hp + u);
       const CellForward<V> s =
-          lstm_cell_forward<Math>(tile.acc[r][0], tile.acc[r][1], tile.acc[r][2], tile.acc[r][3], c);
-      if (g) {
-        float* to = g + at * 4 * Hp + block * kWide;
+          lstm_cell_forward<Math>(load(to), load(to + kLanes), load(to + 2 * kLanes), load(to + 3 * kLanes), c);
+      if (keep) {
         store(to, s.i);
         store(to + kLanes, s.f);
         store(to + 2 * kLanes, s.g);
@@ -106,81 +123,110 @@ struct GateStep {
       }
       store(c_out + at * Hp + u, s.c);
       if (h_last) store_part(h_last + at * H + u, s.h, lesser(kLanes, H - u));
-      const V h = bf16 ? round_bf16(s.h) : s.h;
-      if (y) store(y + at * Hp + u, h);
-      if (x_next) store(x_next + at * ldx + D + u, reset_next.at(at) ? V{} : h);
+      if (y) Op::put(y + at * ldy, u, s.h);
+      if (h_next) Op::put(h_next + at * ldx, u, reset_next.at(at) ? V{} : s.h);
     }
   }
 };
 
-static inline void gate_step(int64_t rows, GateStep s) {
+template <class Op>
+static inline void gate_step(int64_t rows, GateStep<Op> s) {
   for (s.block = 0; s.block * kLanes < s.Hp; ++s.block) for_row_tiles<4>(rows, s);
 }
 
-// Back through step t for all rows: dh_above [R][Hp] is the loss's gradient of y_t; carry_h and carry_c [R][Hp] hold
-// the gradients of the state after the step and receive those of the state before it.
+// The arguments that every step of an unroll from slot t of the scratch shares; what is left: h_next, h_last, keep.
+template <class Op>
+static inline GateStep<Op> step_of(const LstmScratch<Op>& l, int64_t t, const float* hh, Resets resets) {
+  GateStep<Op> g{};
+  g.H = l.H;
+  g.Hp = l.Hp;
+  g.ldx = l.ldx;
+  g.ldy = l.ldy;
+  g.h = l.h(t);
+  g.hh = hh;
+  g.g = l.g(t);
+  g.g_block = l.block_stride();
+  g.c_in = l.c(t);
+  g.c_out = l.c(t + 1);
+  g.y = l.y(t);
+  g.reset = resets.step(t);
+  g.reset_next = resets.step(t + 1);
+  return g;
+}
+
+// The gradients carried back through time, [R][Hp] each: of the state after step t, then of the state before it.
 struct BackScratch {
   float *carry_h, *carry_c;
 };
 
-static inline void cell_backward(const LstmScratch& s, int64_t t, const float* dh_above, BackScratch b, Resets reset,
-                                 bool bf16) {
-  for (int64_t r = 0; r < s.R; ++r) {
-    const bool fresh = reset.at(r);
-    float* g = s.g(t) + r * 4 * s.Hp;
-    const float *c_prev = s.c(t) + r * s.Hp, *c = s.c(t + 1) + r * s.Hp, *above = dh_above + r * s.Hp;
-    float *dh = b.carry_h + r * s.Hp, *dc = b.carry_c + r * s.Hp;
-    for (int64_t u = 0; u < s.Hp; u += kLanes, g += kWide) {
-      const CellBackward<V> d = lstm_cell_backward<Math>(load(g), load(g + kLanes), load(g + 2 * kLanes),
-                                                         load(g + 3 * kLanes), fresh ? V{} : load(c_prev + u),
-                                                         load(c + u), load(above + u) + load(dh + u), load(dc + u));
-      store(g, bf16 ? round_bf16(d.di) : d.di);
-      store(g + kLanes, bf16 ? round_bf16(d.df) : d.df);
-      store(g + 2 * kLanes, bf16 ? round_bf16(d.dg) : d.dg);
-      store(g + 3 * kLanes, bf16 ? round_bf16(d.d_o) : d.d_o);
-      store(dc + u, fresh ? V{} : d.dc_prev);
+// Through the cell at step t; dh_above [R][Hp] is the loss's gradient of y_t.
+template <class Op>
+static inline void cell_backward(const LstmScratch<Op>& s, int64_t t, const float* dh_above, BackScratch b,
+                                 Resets reset) {
+  float* run = s.g(t);
+  for (int64_t u = 0; u < s.Hp; u += kLanes, run += s.block_stride())
+    for (int64_t r = 0; r < s.R; ++r) {
+      const bool fresh = reset.at(r);
+      float* g = run + r * kWide;
+      const int64_t at = r * s.Hp + u;
+      const CellBackward<V> d = lstm_cell_backward<Math>(
+          load(g), load(g + kLanes), load(g + 2 * kLanes), load(g + 3 * kLanes), fresh ? V{} : load(s.c(t) + at),
+          load(s.c(t + 1) + at), load(dh_above + at) + load(b.carry_h + at), load(b.carry_c + at));
+      Op::put(g, 0, d.di);
+      Op::put(g, kLanes, d.df);
+      Op::put(g, 2 * kLanes, d.dg);
+      Op::put(g, 3 * kLanes, d.d_o);
+      store(b.carry_c + at, fresh ? V{} : d.dc_prev);
     }
-  }
+}
+
+// Gate gradients of n rows times a matrix packed by pack_gates_backward, cols wide, into c [n][cols].
+template <class Op>
+static inline void gates_backward(int64_t n, int64_t cols, const LstmScratch<Op>& s, const float* g,
+                                  const float* panels, float* c) {
+  Gemm<Op> m{Op::words(kWide), g, panels, kWide, c, cols};
+  m.blocks = s.Hp / kLanes;
+  m.a_block = s.block_stride();
+  gemm(n, cols, m);
 }
 
 // carry_h = gate gradients of step t times W_hh, nothing into rows whose state the step had zeroed
-static inline void recurrent_backward(const LstmScratch& s, int64_t t, const float* w_hh_back, BackScratch b,
+template <class Op>
+static inline void recurrent_backward(const LstmScratch<Op>& s, int64_t t, const float* hh_back, BackScratch b,
                                       Resets reset) {
-  gemm(s.R, s.Hp, Gemm{4 * s.Hp, s.g(t), w_hh_back, 4 * s.Hp, b.carry_h, s.Hp});
+  gates_backward(s.R, s.Hp, s, s.g(t), hh_back, b.carry_h);
   for (int64_t r = 0; r < s.R; ++r)
     if (reset.at(r)) memset(b.carry_h + r * s.Hp, 0, size_t(s.Hp) * sizeof(float));
 }
 
-// dx [R][D], rows `stride` apart, of step t
-static inline void feature_backward(const LstmScratch& s, int64_t t, const float* w_ih_back, float* buffer, float* dx,
-                                    int64_t stride) {
-  const int64_t Dp = round_up(s.D, kLanes);
-  gemm(s.R, Dp, Gemm{4 * s.Hp, s.g(t), w_ih_back, 4 * s.Hp, buffer, Dp});
-  for (int64_t r = 0; r < s.R; ++r) memcpy(dx + r * stride, buffer + r * Dp, size_t(s.D) * sizeof(float));
-}
-
-// Weight gradients of unit block j over all shards of a member: steps [from, to) of each.
+// Weight gradients of unit block j over all shards of a member: steps [from, to) of each, rows paired.
+template <class Op>
 struct LstmWeightGrad {
-  int64_t D, H, Hp, ldx;
+  int64_t D, H;
   float *w_ih, *w_hh, *bias;  // outputs of this member
-  float* buffer;              // [kWide][ldx + 1], rounded up
+  float* buffer;              // [kWide][columns], then [kWide]
 
-  static int64_t buffer_floats(int64_t D, int64_t H) { return kWide * LstmScratch::row_stride(D, H) + kWide; }
+  // features, up to a whole word, then the state
+  static int64_t columns(int64_t D, int64_t H) {
+    return round_up(Op::kPack * Op::words(D) + round_up(H, kLanes), kLanes);
+  }
+  static int64_t buffer_floats(int64_t D, int64_t H) { return kWide * columns(D, H) + kWide; }
 
   void begin() const { memset(buffer, 0, size_t(buffer_floats(D, H)) * sizeof(float)); }
-  void add(const LstmScratch& s, int64_t from, int64_t to, int64_t j) const {
-    const int64_t K = (to - from) * s.R;
-    const float* g = s.g(from) + j * kWide;
-    gemm_at_b(kWide, ldx, GemmAtB{K, g, s.x(from), 4 * Hp, ldx, buffer, ldx});
-    column_sums(K, kWide, g, 4 * Hp, buffer + kWide * ldx);
+  void add(const LstmScratch<Op>& s, int64_t from, int64_t to, int64_t j) const {
+    const int64_t K = Op::words((to - from) * s.R), cols = columns(D, H);
+    const float* g = s.g(from) + j * s.block_stride();
+    gemm_at_b(kWide, cols, GemmAtB<Op>{K, g, s.x(from), Op::kPack * kWide, Op::kPack * s.ldx, buffer, cols});
+    column_sums<Op>(K, kWide, g, Op::kPack * kWide, buffer + kWide * cols);
   }
   void finish(int64_t j) const {
+    const int64_t cols = columns(D, H);
     for (int64_t q = 0; q < kWide; ++q) {
       const int64_t row = gate_row(H, j * kWide + q);
       if (row < 0) continue;
-      memcpy(w_ih + row * D, buffer + q * ldx, size_t(D) * sizeof(float));
-      memcpy(w_hh + row * H, buffer + q * ldx + D, size_t(H) * sizeof(float));
-      bias[row] = buffer[kWide * ldx + q];
+      memcpy(w_ih + row * D, buffer + q * cols, size_t(D) * sizeof(float));
+      memcpy(w_hh + row * H, buffer + q * cols + Op::kPack * Op::words(D), size_t(H) * sizeof(float));
+      bias[row] = buffer[kWide * cols + q];
     }
   }
 };

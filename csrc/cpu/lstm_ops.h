@@ -1,24 +1,25 @@
-// lstm_unroll, its backward pass and pack, on the parts that td_unroll uses.
+// lstm_unroll and its backward pass (float operands only) and pack, on the parts that td_unroll uses.
 // Included inside the namespace of one ISA.
 
 struct UnrollRun {
-  int64_t P, B, T, D, H, rows, shards, row_floats;
-  NetLayout net;
+  int64_t P, B, T, D, H, rows, shards, chunk, row_floats;
+  NetLayout<Float> net;
 
   UnrollRun(int64_t P_, int64_t B_, int64_t T_, int64_t D_, int64_t H_)
       : P(P_), B(B_), T(T_), D(D_), H(H_), net(NetSizes{P_, D_, H_, H_, 1, false, false}) {
     rows = shard_rows(B, D, H);
     shards = (B + rows - 1) / rows;
-    row_floats = LstmScratch::floats_per_row(T, D, H);
+    chunk = chunk_steps(rows);
+    row_floats = LstmScratch<Float>::floats_per_row(T, T, D, H);
   }
   struct Shard {
     int64_t p, b0;
-    LstmScratch lstm;
+    LstmScratch<Float> lstm;
     Resets resets;
   };
   Shard shard(int64_t item, float* scratch, const bool* reset) const {
     const int64_t p = item / shards, b0 = item % shards * rows;
-    return {p, b0, LstmScratch(lesser(rows, B - b0), T, D, H, scratch + (p * B + b0) * row_floats),
+    return {p, b0, LstmScratch<Float>(lesser(rows, B - b0), T, T, D, H, scratch + (p * B + b0) * row_floats),
             Resets{reset ? reset + (p * B + b0) * T : nullptr, T, 0}};
   }
 };
@@ -32,36 +33,29 @@ struct UnrollForward : UnrollRun {
   void work(int64_t item) const {
     const Shard s = shard(item, scratch, q.reset);
     const int64_t at = s.p * B + s.b0;
-    const LstmScratch& l = s.lstm;
-    const float* w = packed + s.p * net.gate_bias + s.p * 4 * net.Hp;
-    load_state(l.R, D, H, q.h0 + at * H, q.c0 + at * H, s.resets, l.x(0), l.ldx, l.c(0), l.Hp, false);
+    const LstmScratch<Float>& l = s.lstm;
+    const float* w = packed + s.p * (net.gate_bias + 4 * net.Hp);
+    load_state<Float>(l.R, H, q.h0 + at * H, q.c0 + at * H, s.resets, l.h(0), l.ldx, l.c(0), l.Hp);
     for (int64_t t = 0; t < T; ++t) {
-      load_features(l.R, D, l.Hp, q.x + (at * T + t) * D, T * D, l.x(t), l.ldx, false);
-      GateStep g{};
-      g.D = D;
-      g.H = H;
-      g.Hp = l.Hp;
-      g.ldx = l.ldx;
-      g.x = l.x(t);
-      g.gates = w;
-      g.gate_bias = w + net.gate_bias;
-      g.c_in = l.c(t);
-      g.c_out = l.c(t + 1);
-      g.y = l.y(t);
-      g.g = q.saved ? l.g(t) : nullptr;
-      g.x_next = t + 1 < T ? l.x(t + 1) : nullptr;
+      if (t % chunk == 0) {
+        const int64_t n = lesser(chunk, T - t);
+        for (int64_t i = t; i < t + n; ++i)
+          load_features<Float>(l.R, D, l.Hp, q.x + (at * T + i) * D, T * D, l.x(i), l.ldx);
+        project_inputs(n * l.R, l, l.x(t), w, w + net.gate_bias, l.g(t));
+      }
+      GateStep<Float> g = step_of(l, t, w + net.hh, s.resets);
+      g.keep = q.saved != nullptr;
+      g.h_next = t + 1 < T ? l.h(t + 1) : nullptr;
       g.h_last = t + 1 == T ? q.h_final + at * H : nullptr;
-      g.reset = s.resets.step(t);
-      g.reset_next = s.resets.step(t + 1);
       gate_step(l.R, g);
       for (int64_t r = 0; r < l.R; ++r)
-        memcpy(q.y + ((at + r) * T + t) * H, l.y(t) + r * l.Hp, size_t(H) * sizeof(float));
+        memcpy(q.y + ((at + r) * T + t) * H, l.y(t) + r * l.ldy, size_t(H) * sizeof(float));
     }
     for (int64_t r = 0; r < l.R; ++r) memcpy(q.c_final + (at + r) * H, l.c(T) + r * l.Hp, size_t(H) * sizeof(float));
   }
   void pack_item(int64_t item) const {
     const int64_t blocks = net.Hp / kLanes, p = item / blocks;
-    pack_gate_block(net, q.w_ih + p * 4 * H * D, q.w_hh + p * 4 * H * H, q.bias + p * 4 * H, item % blocks, false,
+    pack_gate_block(net, q.w_ih + p * 4 * H * D, q.w_hh + p * 4 * H * H, q.bias + p * 4 * H, item % blocks,
                     packed + p * (net.gate_bias + 4 * net.Hp));
   }
   void run(Parallel parallel) {
@@ -79,17 +73,17 @@ static void lstm_unroll(const UnrollProblem& q, Parallel parallel) { UnrollForwa
 
 struct UnrollBackward : UnrollRun {
   const UnrollGradProblem& q;
-  float *w_hh_back = nullptr, *w_ih_back = nullptr, *carries = nullptr, *buffers = nullptr;
+  float *hh_back = nullptr, *ih_back = nullptr, *carries = nullptr, *buffers = nullptr;
   int64_t carry_floats, buffer_floats;
 
   explicit UnrollBackward(const UnrollGradProblem& p) : UnrollRun(p.P, p.B, p.T, p.D, p.H), q(p) {
-    carry_floats = 3 * net.Hp + round_up(D, kLanes);  // carried dh, dc; dy of a step; dx of a step
-    buffer_floats = round_up(LstmWeightGrad::buffer_floats(D, H), 16);
+    carry_floats = 3 * net.Hp + net.Dp;  // carried dh, dc; dy of a step; dx of a step
+    buffer_floats = round_up(LstmWeightGrad<Float>::buffer_floats(D, H), 16);
   }
 
   void work(int64_t item) const {
     const Shard s = shard(item, q.saved, q.reset);
-    const LstmScratch& l = s.lstm;
+    const LstmScratch<Float>& l = s.lstm;
     const int64_t at = s.p * B + s.b0, n = l.R * l.Hp;
     float* base = carries + at * carry_floats;
     const BackScratch b{base, base + n};
@@ -102,45 +96,43 @@ struct UnrollBackward : UnrollRun {
     for (int64_t t = T - 1; t >= 0; --t) {
       for (int64_t r = 0; r < l.R; ++r) memcpy(dy + r * l.Hp, q.dy + ((at + r) * T + t) * H, size_t(H) * sizeof(float));
       const Resets reset = s.resets.step(t);
-      cell_backward(l, t, dy, b, reset, false);
-      recurrent_backward(l, t, w_hh_back + s.p * 4 * l.Hp * l.Hp, b, reset);
-      feature_backward(l, t, w_ih_back + s.p * 4 * l.Hp * round_up(D, kLanes), dx, q.dx + (at * T + t) * D, T * D);
+      cell_backward(l, t, dy, b, reset);
+      recurrent_backward(l, t, hh_back + s.p * 4 * l.Hp * l.Hp, b, reset);
+      gates_backward(l.R, net.Dp, l, l.g(t), ih_back + s.p * 4 * l.Hp * net.Dp, dx);
+      for (int64_t r = 0; r < l.R; ++r)
+        memcpy(q.dx + ((at + r) * T + t) * D, dx + r * net.Dp, size_t(D) * sizeof(float));
     }
     for (int64_t r = 0; r < l.R; ++r) {
       memcpy(q.dh0 + (at + r) * H, b.carry_h + r * l.Hp, size_t(H) * sizeof(float));
       memcpy(q.dc0 + (at + r) * H, b.carry_c + r * l.Hp, size_t(H) * sizeof(float));
     }
   }
+  int64_t pack_parts() const { return panels(H) + panels(D); }
   void pack_item(int64_t item) const {
-    const int64_t p = item / 2, Dp = round_up(D, kLanes);
-    if (item % 2)
-      pack_gates_backward(H, net.Hp, H, q.w_hh + p * 4 * H * H, false, w_hh_back + p * 4 * net.Hp * net.Hp);
+    const int64_t p = item / pack_parts(), part = item % pack_parts(), d = part - panels(H);
+    if (d < 0)
+      pack_gates_backward<Float>(H, net.Hp, H, q.w_hh + p * 4 * H * H, part, hh_back + p * 4 * net.Hp * net.Hp);
     else
-      pack_gates_backward(H, net.Hp, D, q.w_ih + p * 4 * H * D, false, w_ih_back + p * 4 * net.Hp * Dp);
+      pack_gates_backward<Float>(H, net.Hp, D, q.w_ih + p * 4 * H * D, d, ih_back + p * 4 * net.Hp * net.Dp);
   }
   void grad_item(int64_t item) const {
     const int64_t blocks = net.Hp / kLanes, p = item / blocks, j = item % blocks;
-    const LstmWeightGrad w{D,
-                           H,
-                           net.Hp,
-                           LstmScratch::row_stride(D, H),
-                           q.dw_ih + p * 4 * H * D,
-                           q.dw_hh + p * 4 * H * H,
-                           q.dbias + p * 4 * H,
-                           buffers + item * buffer_floats};
+    const LstmWeightGrad<Float> w{
+        D, H, q.dw_ih + p * 4 * H * D, q.dw_hh + p * 4 * H * H, q.dbias + p * 4 * H, buffers + item * buffer_floats};
     w.begin();
     for (int64_t s = 0; s < shards; ++s) w.add(shard(p * shards + s, q.saved, q.reset).lstm, 0, T, j);
     w.finish(j);
   }
   void run(Parallel parallel) {
-    const int64_t blocks = net.Hp / kLanes, hh = P * 4 * net.Hp * net.Hp, ih = P * 4 * net.Hp * round_up(D, kLanes),
+    const int64_t blocks = net.Hp / kLanes, hh = P * 4 * net.Hp * net.Hp, ih = P * 4 * net.Hp * net.Dp,
                   carry = round_up(P * B * carry_floats, 16);
     Arena arena(hh + ih + carry + P * blocks * buffer_floats);
-    w_hh_back = arena.data;
-    w_ih_back = w_hh_back + hh;
-    carries = w_ih_back + ih;
+    hh_back = arena.data;
+    ih_back = hh_back + hh;
+    carries = ih_back + ih;
     buffers = carries + carry;
-    parallel.run(2 * P, this, [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->pack_item(i); });
+    parallel.run(P * pack_parts(), this,
+                 [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->pack_item(i); });
     parallel.run(P * shards, this, [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->work(i); });
     parallel.run(P * blocks, this,
                  [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->grad_item(i); });
@@ -149,23 +141,29 @@ struct UnrollBackward : UnrollRun {
 
 static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) { UnrollBackward(q).run(parallel); }
 
+template <class Op>
 struct PackRun {
-  NetLayout net;
+  NetLayout<Op> net;
   const NetView& view;
-  bool bf16;
   float* out;
+
+  void work(int64_t item) const {
+    const int64_t blocks = net.Hp / kLanes, p = item / (blocks + 1), j = item % (blocks + 1), D = net.D, H = net.H;
+    float* to = out + p * net.size;
+    if (j == blocks)
+      pack_head(net, view, p, false, to);
+    else
+      pack_gate_block(net, view.w_ih + p * 4 * H * D, view.w_hh + p * 4 * H * H, view.bias + p * 4 * H, j, to);
+  }
+  void run(int64_t P, Parallel parallel) {
+    parallel.run(P * (net.Hp / kLanes + 1), this,
+                 [](void* self, int64_t i) { static_cast<const PackRun*>(self)->work(i); });
+  }
 };
 
 static void pack(const NetSizes& sizes, const NetView& view, bool bf16, float* out, Parallel parallel) {
-  PackRun run{NetLayout(sizes), view, bf16, out};
-  parallel.run(sizes.P * (run.net.Hp / kLanes + 1), &run, [](void* self, int64_t i) {
-    const PackRun& k = *static_cast<const PackRun*>(self);
-    const int64_t blocks = k.net.Hp / kLanes, p = i / (blocks + 1), j = i % (blocks + 1), D = k.net.D, H = k.net.H;
-    float* to = k.out + p * k.net.size;
-    if (j == blocks)
-      pack_head(k.net, k.view, p, k.bf16, false, to);
-    else
-      pack_gate_block(k.net, k.view.w_ih + p * 4 * H * D, k.view.w_hh + p * 4 * H * H, k.view.bias + p * 4 * H, j,
-                      k.bf16, to);
-  });
+  if (bf16)
+    PackRun<Bfloat16>{NetLayout<Bfloat16>(sizes), view, out}.run(sizes.P, parallel);
+  else
+    PackRun<Float>{NetLayout<Float>(sizes), view, out}.run(sizes.P, parallel);
 }

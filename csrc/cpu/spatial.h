@@ -8,7 +8,27 @@
 // nothing depends on the number of threads.
 
 template <int R, int N>
-using SpatialTile = Tile<R, N>;
+struct SpatialTile {
+  V acc[R][N];
+
+  // acc += sum_k a[r, k] b[k, :]; element (r, k) of a lies at a[r * a_row + k * a_k], row k of b at b + k * b_k
+  __attribute__((always_inline)) inline void multiply(int64_t K, const float* a, int64_t a_row, int64_t a_k,
+                                                      const float* b, int64_t b_k) {
+    for (int64_t k = 0; k < K; ++k) {
+      V bv[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) bv[n] = load(b + n * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const V av = splat(a[r * a_row]);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) acc[r][n] += av * bv[n];
+      }
+      a += a_k;
+      b += b_k;
+    }
+  }
+};
 
 // dst [cols][out] = src [rows][cols] transposed, zeros from `rows` to `out`, a multiple of kLanes
 static inline void transpose_block(int64_t rows, int64_t cols, const float* src, int64_t src_ld, int64_t out,
@@ -271,7 +291,7 @@ struct SpatialBackward {
   }
   void sums(int64_t cols, const float* a, float* out) const {
     memset(out, 0, size_t(cols) * sizeof(float));
-    column_sums(l.G * l.w, cols, a, cols, out);
+    column_sums<Float>(l.G * l.w, cols, a, cols, out);
   }
 
   static constexpr int64_t kRowsPerItem = 24;  // of the window layer's weights
@@ -300,7 +320,7 @@ struct SpatialBackward {
     memcpy(q.dconv0_b + p * n.C0, b0, size_t(n.C0) * sizeof(float));
     float* total = scratch + p * l.blocks * scratch_size();  // free by now; the weights' transposes follow
     memset(total, 0, size_t(l.features) * sizeof(float));
-    column_sums(n.N, l.features, d, l.features, total);
+    column_sums<Float>(n.N, l.features, d, l.features, total);
     memcpy(q.dwindow_b + p * n.M, total, size_t(n.M) * sizeof(float));
     float* c = total + l.features;
     const float* x = q.obs + p * n.N * l.obs + n.planes * l.G;

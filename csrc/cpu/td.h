@@ -13,20 +13,23 @@ static inline int64_t shard_rows(int64_t B, int64_t D, int64_t H) {
   return (B + shards - 1) / shards;
 }
 
-// The head for n rows: outputs y [n][Hp] to Q in out [n][Op] (advantages become Q in place), by way of hidden [n][Fp].
-static inline void q_values(const NetLayout& net, const float* w, int64_t n, const float* y, float* hidden, float* out,
-                            bool bf16) {
-  const float* last = y;
-  int64_t ld = net.Hp;
+// The head for n rows of outputs y, as operands, to Q in out [n][outputs_p] (advantages become Q in place), by way of
+// hidden, as operands.
+template <class Op>
+static inline void q_values(const NetLayout<Op>& net, const float* w, int64_t n, const float* y, float* hidden,
+                            float* out) {
+  const int64_t ldy = LstmScratch<Op>::output_stride(net.H), ldf = net.ldf();
   if (net.has_fc) {
-    gemm(n, net.Fp, Gemm{net.H, y, w + net.fc, net.Hp, hidden, net.Fp, w + net.fc_bias, true, bf16});
-    last = hidden;
-    ld = net.Fp;
+    Gemm<Op> fc{Op::words(net.H), y, w + net.fc, ldy, hidden, ldf, w + net.fc_bias};
+    fc.relu = fc.operands = true;
+    gemm(n, net.Fp, fc);
   }
-  gemm(n, net.Op, Gemm{net.F, last, w + net.out, ld, out, net.Op, w + net.out_bias});
+  const float* last = net.has_fc ? hidden : y;
+  gemm(n, net.outputs_p,
+       Gemm<Op>{Op::words(net.F), last, w + net.out, net.has_fc ? ldf : ldy, out, net.outputs_p, w + net.out_bias});
   if (!net.dueling) return;
   for (int64_t i = 0; i < n; ++i) {
-    float* o = out + i * net.Op;
+    float* o = out + i * net.outputs_p;
     float mean = 0.0f;
     for (int64_t a = 0; a < net.A; ++a) mean += o[a];
     const float lift = o[net.A] - mean / float(net.A);
@@ -34,13 +37,15 @@ static inline void q_values(const NetLayout& net, const float* w, int64_t n, con
   }
 }
 
+template <class Op>
 struct TDRun {
   const TDProblem& q;
   Parallel parallel;
-  NetLayout net;
+  NetLayout<Op> net;
   int64_t P, B, S, T, D, H, A, L;
-  int64_t rows, shards;  // rows: of a full shard
-  int64_t lstm_floats, head_floats, row_floats, gate_blocks, fc_blocks;
+  int64_t rows, shards, chunk;  // rows: of a full shard
+  int64_t ldo, ldf;             // strides of the head's operands: gradients of the outputs, hidden layer
+  int64_t gate_steps, lstm_floats, head_floats, row_floats, gate_blocks, fc_blocks;
   bool backward;
   float *packed = nullptr, *scratch = nullptr, *row_loss = nullptr, *count = nullptr, *buffers = nullptr;
 
@@ -58,65 +63,74 @@ struct TDRun {
         L(q.td.burn_in) {
     rows = shard_rows(B, D, H);
     shards = (B + rows - 1) / rows;
+    chunk = lesser(T, chunk_steps(rows));
     backward = q.param_grads || q.feature_grad;
-    lstm_floats = LstmScratch::floats_per_row(T, D, H);
-    // both Q tables, the head's hidden layer; its three gradients; carried gradients; one value row; dx of a step
-    head_floats = T * (2 * net.Op + net.Fp) + S * (net.Op + net.Fp + net.Hp) + 2 * net.Hp + round_up(T, kLanes) +
-                  round_up(D, kLanes);
+    ldo = round_up(Op::words(net.outputs), kLanes);
+    ldf = net.ldf();
+    gate_steps = backward ? T : chunk;
+    lstm_floats = LstmScratch<Op>::floats_per_row(T, gate_steps, D, H);
+    // both Q tables, the head's hidden layer; its three gradients; carried gradients; one value row; dx of a chunk; a
+    // pair of operand rows
+    head_floats = T * (2 * net.outputs_p + ldf) + T * (ldo + ldf + net.Hp) + 2 * net.Hp + round_up(T, kLanes) +
+                  (q.feature_grad ? chunk * net.Dp : 0) +
+                  2 * larger(LstmScratch<Op>::row_stride(D, H), larger(ldo, ldf));
     row_floats = lstm_floats + head_floats;
     gate_blocks = net.Hp / kLanes;
-    fc_blocks = net.has_fc ? (net.Fp + kWide - 1) / kWide : 0;
+    fc_blocks = net.has_fc ? panels(net.F) : 0;
   }
 
   // The head's part of a shard's scratch, time-major like the LSTM's.
   struct Head {
-    float *target, *out, *hidden, *d_out, *d_hidden, *dy, *carry_h, *carry_c, *value, *dx;
+    float *target, *out, *hidden, *d_out, *d_hidden, *dy, *carry_h, *carry_c, *value, *dx, *temp;
     Head(const TDRun& r, int64_t R, float* base) {
       const auto take = [&](int64_t floats) {
         float* p = base;
         base += R * floats;
         return p;
       };
-      target = take(r.T * r.net.Op);
-      out = take(r.T * r.net.Op);
-      hidden = take(r.T * r.net.Fp);
-      d_out = take(r.S * r.net.Op);
-      d_hidden = take(r.S * r.net.Fp);
-      dy = take(r.S * r.net.Hp);
+      target = take(r.T * r.net.outputs_p);
+      out = take(r.T * r.net.outputs_p);
+      hidden = take(r.T * r.ldf);
+      d_out = take(r.T * r.ldo);
+      d_hidden = take(r.T * r.ldf);
+      dy = take(r.T * r.net.Hp);
       carry_h = take(r.net.Hp);
       carry_c = take(r.net.Hp);
       value = take(round_up(r.T, kLanes));
-      dx = take(round_up(r.D, kLanes));
+      dx = take(r.q.feature_grad ? r.chunk * r.net.Dp : 0);
+      temp = base;
     }
   };
   struct Shard {
     int64_t p, b0, R;
-    LstmScratch lstm;
+    LstmScratch<Op> lstm;
     Head head;
   };
   Shard shard(int64_t p, int64_t s) const {
     const int64_t b0 = s * rows, R = lesser(rows, B - b0);
     float* base = scratch + (p * B + b0) * row_floats;
-    return {p, b0, R, LstmScratch(R, T, D, H, base), Head(*this, R, base + R * lstm_floats)};
+    return {p, b0, R, LstmScratch<Op>(R, T, gate_steps, D, H, base), Head(*this, R, base + R * lstm_floats)};
   }
 
   // --- region 1 ---
-  void prepare(int64_t p, int64_t part) const {
+  int64_t back_panels() const { return backward ? panels(H) : 0; }
+  int64_t feature_panels() const { return q.feature_grad ? panels(D) : 0; }
+  int64_t prepare_parts() const { return gate_blocks + back_panels() + feature_panels() + 1; }
+  void prepare(int64_t item) const {
+    const int64_t p = item / prepare_parts();
+    int64_t part = item % prepare_parts();
     float* out = packed + p * net.size_with_backward;
     const float *w_ih = q.online.w_ih + p * 4 * H * D, *w_hh = q.online.w_hh + p * 4 * H * H;
-    if (part < gate_blocks) {
-      pack_gate_block(net, w_ih, w_hh, q.online.bias + p * 4 * H, part, q.bf16, out);
-    } else if (part == gate_blocks) {
-      pack_head(net, q.online, p, q.bf16, backward, out);
-      int64_t n = 0;
-      for (int64_t b = 0; b < B; ++b)
-        for (int64_t t = L; t < S; ++t) n += td_valid(sequence(p, b), int(t));
-      count[p] = n > 0 ? float(n) : 1.0f;
-    } else if (part == gate_blocks + 1) {
-      if (backward) pack_gates_backward(H, net.Hp, H, w_hh, q.bf16, out + net.w_hh_back);
-    } else if (q.feature_grad) {
-      pack_gates_backward(H, net.Hp, D, w_ih, q.bf16, out + net.w_ih_back);
-    }
+    if (part < gate_blocks) return pack_gate_block(net, w_ih, w_hh, q.online.bias + p * 4 * H, part, out);
+    part -= gate_blocks;
+    if (part < back_panels()) return pack_gates_backward<Op>(H, net.Hp, H, w_hh, part, out + net.hh_back);
+    part -= back_panels();
+    if (part < feature_panels()) return pack_gates_backward<Op>(H, net.Hp, D, w_ih, part, out + net.ih_back);
+    pack_head(net, q.online, p, backward, out);
+    int64_t n = 0;
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t t = L; t < S; ++t) n += td_valid(sequence(p, b), int(t));
+    count[p] = n > 0 ? float(n) : 1.0f;
   }
 
   TDSequence sequence(int64_t p, int64_t b) const {
@@ -135,80 +149,67 @@ struct TDRun {
   }
 
   // --- region 2 ---
-  // Q of `steps` time steps from outputs y [steps R][Hp] into out [steps R][Op]
-  void head_forward(const float* w, int64_t n, const float* y, float* hidden, float* out) const {
-    q_values(net, w, n, y, hidden, out, q.bf16);
-  }
+  Resets resets(const Shard& s, int64_t t) const { return {q.reset + (s.p * B + s.b0) * T, T, t}; }
 
-  GateStep gate_args(const Shard& s, const float* w, int64_t t) const {
-    const Resets reset{q.reset + (s.p * B + s.b0) * T, T, t};
-    GateStep g{};
-    g.D = D;
-    g.H = H;
-    g.Hp = net.Hp;
-    g.ldx = s.lstm.ldx;
-    g.gates = w;
-    g.gate_bias = w + net.gate_bias;
-    g.reset = reset;
-    g.reset_next = reset.step(t + 1);
-    g.bf16 = q.bf16;
-    return g;
+  // Steps [t, t + n) of an unroll from the operand rows' slot `at` on: inputs projected together, then step by step.
+  // step(i) completes the arguments of step t + i.
+  template <class Step>
+  void unroll(const Shard& s, const LstmScratch<Op>& l, const float* w, const float* features, int64_t t, int64_t n,
+              int64_t at, Step step) const {
+    for (int64_t i = 0; i < n; ++i)
+      load_features<Op>(s.R, D, net.Hp, features + ((s.p * B + s.b0) * T + t + i) * D, T * D, l.x(at + i), l.ldx);
+    project_inputs(n * s.R, l, l.x(at), w, w + net.gate_bias, l.g(at));
+    for (int64_t i = 0; i < n; ++i) {
+      GateStep<Op> g = step_of(l, at + i, w + net.hh, resets(s, 0));
+      g.h_next = t + i + 1 < T ? l.h(at + i + 1) : nullptr;
+      g.reset = resets(s, t + i);
+      g.reset_next = resets(s, t + i + 1);
+      step(i, g);
+      gate_step(s.R, g);
+    }
   }
-  void load_step(const Shard& s, const float* features, int64_t t, float* x) const {
-    load_features(s.R, D, net.Hp, features + ((s.p * B + s.b0) * T + t) * D, T * D, x, s.lstm.ldx, q.bf16);
-  }
-  void load_initial(const Shard& s, float* x, float* c) const {
-    const int64_t at = (s.p * B + s.b0) * H;
-    load_state(s.R, D, H, q.h0 + at, q.c0 + at, {q.reset + (s.p * B + s.b0) * T, T, 0}, x, s.lstm.ldx, c, net.Hp,
-               q.bf16);
+  void load_initial(const Shard& s) const {
+    const int64_t from = (s.p * B + s.b0) * H;
+    load_state<Op>(s.R, H, q.h0 + from, q.c0 + from, resets(s, 0), s.lstm.h(0), s.lstm.ldx, s.lstm.C, net.Hp);
   }
 
   // The target network under its own weights and its own state; keeps nothing but Q.  Borrows the online scratch.
   void target_unroll(const Shard& s) const {
     const float* w = q.target + s.p * net.size;
-    float* x[2] = {s.lstm.x(0), s.lstm.x(1)};
-    load_initial(s, x[0], s.lstm.C);
-    for (int64_t t = 0; t < T; ++t) {
-      load_step(s, q.features_target, t, x[t & 1]);
-      GateStep g = gate_args(s, w, t);
-      g.x = x[t & 1];
-      g.c_in = g.c_out = s.lstm.C;
-      g.y = s.lstm.Y;
-      g.x_next = t + 1 < T ? x[(t + 1) & 1] : nullptr;
-      gate_step(s.R, g);
-      head_forward(w, s.R, s.lstm.Y, s.head.hidden, s.head.target + t * s.R * net.Op);
+    const LstmScratch<Op> l = s.lstm.with_gates_of(chunk);
+    load_initial(s);
+    for (int64_t t = 0; t < T; t += chunk) {
+      const int64_t n = lesser(chunk, T - t);
+      unroll(s, l, w, q.features_target, t, n, 0, [&](int64_t, GateStep<Op>& g) { g.c_in = g.c_out = l.C; });
+      q_values(net, w, n * s.R, l.Y, s.head.hidden, s.head.target + t * s.R * net.outputs_p);
+      for (int64_t r = 0; t + n < T && r < s.R; ++r)
+        memcpy(l.h(0) + r * l.ldx, l.h(n) + r * l.ldx, size_t(Op::words(net.Hp)) * sizeof(float));
     }
   }
 
   void online_unroll(const Shard& s) const {
     const float* w = packed + s.p * net.size_with_backward;
-    load_initial(s, s.lstm.x(0), s.lstm.c(0));
-    for (int64_t t = 0; t < T; ++t) {
-      load_step(s, q.features_online, t, s.lstm.x(t));
-      GateStep g = gate_args(s, w, t);
-      g.x = s.lstm.x(t);
-      g.c_in = s.lstm.c(t);
-      g.c_out = s.lstm.c(t + 1);
-      g.y = s.lstm.y(t);
-      g.g = backward && t < S ? s.lstm.g(t) : nullptr;
-      g.x_next = t + 1 < T ? s.lstm.x(t + 1) : nullptr;
-      g.h_last = t == S ? q.h_final + (s.p * B + s.b0) * H : nullptr;
-      gate_step(s.R, g);
-    }
+    const LstmScratch<Op>& l = s.lstm;
+    load_initial(s);
+    for (int64_t t = 0; t < T; t += chunk)
+      unroll(s, l, w, q.features_online, t, lesser(chunk, T - t), t, [&](int64_t i, GateStep<Op>& g) {
+        g.keep = backward && t + i < S;
+        g.h_last = t + i == S ? q.h_final + (s.p * B + s.b0) * H : nullptr;
+      });
     for (int64_t r = 0; r < s.R; ++r)
-      memcpy(q.c_final + (s.p * B + s.b0 + r) * H, s.lstm.c(T) + r * net.Hp, size_t(H) * sizeof(float));
-    head_forward(w, T * s.R, s.lstm.Y, s.head.hidden, s.head.out);
+      memcpy(q.c_final + (s.p * B + s.b0 + r) * H, l.c(T) + r * net.Hp, size_t(H) * sizeof(float));
+    q_values(net, w, T * s.R, l.Y, s.head.hidden, s.head.out);
   }
 
   // TD errors of the shard's sequences and the gradient of the loss with respect to the head's outputs
   void td_rows(const Shard& s) const {
-    if (backward) memset(s.head.d_out, 0, size_t(S * s.R * net.Op) * sizeof(float));
+    if (backward) memset(s.head.d_out, 0, size_t(S * s.R * ldo) * sizeof(float));
     for (int64_t r = 0; r < s.R; ++r) {
       const int64_t at = s.p * B + s.b0 + r;
       TDSequence seq = sequence(s.p, s.b0 + r);
-      seq.q_stride = seq.q_target_stride = s.R * net.Op;
-      seq.q_online = s.head.out + r * net.Op;
-      seq.q_target = (q.target ? s.head.target : s.head.out) + r * net.Op;
+      seq.q_stride = seq.q_target_stride = s.R * net.outputs_p;
+      seq.q_online = s.head.out + r * net.outputs_p;
+      seq.q_target = (q.target ? s.head.target : s.head.out) + r * net.outputs_p;
       const TDResult res = td_sequence(seq, q.td, s.head.value, q.td_error + at * S, q.q_taken + at * S);
       row_loss[at] = res.loss;
       q.priority[at] = res.priority;
@@ -219,14 +220,11 @@ struct TDRun {
         const float e = q.td_error[at * S + t];
         if (e == 0.0f) continue;  // not trained, or nothing to learn
         const float d = -scale * td_loss_grad(e, q.td.huber_delta);
-        float* o = s.head.d_out + (t * s.R + r) * net.Op;
-        if (net.dueling) {
-          for (int64_t a = 0; a < A; ++a) o[a] = -d / float(A);
-          o[A] = d;
-        }
-        o[seq.action[t]] += d;
-        if (q.bf16)
-          for (int64_t a = 0; a < net.outputs; ++a) o[a] = maybe_round(o[a], true);
+        float* o = s.head.d_out + (t * s.R + r) * ldo;
+        const float others = net.dueling ? -d / float(A) : 0.0f;
+        for (int64_t a = 0; net.dueling && a < A; ++a) Op::put_one(o, a, others);
+        if (net.dueling) Op::put_one(o, A, d);
+        Op::put_one(o, seq.action[t], others + d);
       }
     }
   }
@@ -234,36 +232,58 @@ struct TDRun {
   void head_backward(const Shard& s) const {
     const float* w = packed + s.p * net.size_with_backward;
     const int64_t from = L * s.R, n = (S - L) * s.R;
-    const float* d_out = s.head.d_out + from * net.Op;
+    const float* d_out = s.head.d_out + from * ldo;
     float* dy = s.head.dy + from * net.Hp;
-    if (!net.has_fc) {
-      gemm(n, net.Hp, Gemm{net.outputs, d_out, w + net.out_back, net.Op, dy, net.Hp});
-      return;
-    }
-    float* dh = s.head.d_hidden + from * net.Fp;
-    const float* hidden = s.head.hidden + from * net.Fp;
-    gemm(n, net.Fp, Gemm{net.outputs, d_out, w + net.out_back, net.Op, dh, net.Fp, nullptr, false, q.bf16});
-    for (int64_t i = 0; i < n * net.Fp; i += kLanes) store(dh + i, select(load(hidden + i) > 0.0f, load(dh + i), V{}));
-    gemm(n, net.Hp, Gemm{net.F, dh, w + net.fc_back, net.Fp, dy, net.Hp});
+    const Gemm<Op> outputs{Op::words(net.outputs), d_out, w + net.out_back, ldo, dy, net.Hp};
+    if (!net.has_fc) return gemm(n, net.Hp, outputs);
+    Gemm<Op> hidden = outputs;
+    hidden.c = s.head.d_hidden + from * ldf;
+    hidden.ldc = ldf;
+    hidden.positive = s.head.hidden + from * ldf;
+    hidden.operands = true;
+    gemm(n, net.Fp, hidden);
+    gemm(n, net.Hp, Gemm<Op>{Op::words(net.F), hidden.c, w + net.fc_back, ldf, dy, net.Hp});
   }
 
   void time_backward(const Shard& s) const {
     const float* w = packed + s.p * net.size_with_backward;
-    const Resets resets{q.reset + (s.p * B + s.b0) * T, T, 0};
     const BackScratch b{s.head.carry_h, s.head.carry_c};
     memset(b.carry_h, 0, size_t(s.R * net.Hp) * sizeof(float));
     memset(b.carry_c, 0, size_t(s.R * net.Hp) * sizeof(float));
-    float* dx = q.feature_grad ? q.feature_grad + (s.p * B + s.b0) * T * D : nullptr;
-    for (int64_t r = 0; dx && r < s.R; ++r) {  // burn-in and the last observation get exactly 0
+    for (int64_t t = S - 1; t >= L; --t) {
+      cell_backward(s.lstm, t, s.head.dy + t * s.R * net.Hp, b, resets(s, t));
+      if (t > L) recurrent_backward(s.lstm, t, w + net.hh_back, b, resets(s, t));
+    }
+  }
+
+  void feature_backward(const Shard& s) const {
+    const float* w = packed + s.p * net.size_with_backward;
+    float* dx = q.feature_grad + (s.p * B + s.b0) * T * D;
+    for (int64_t r = 0; r < s.R; ++r) {  // burn-in and the last observation get exactly 0
       memset(dx + r * T * D, 0, size_t(L * D) * sizeof(float));
       memset(dx + (r * T + S) * D, 0, size_t(D) * sizeof(float));
     }
-    for (int64_t t = S - 1; t >= L; --t) {
-      const Resets reset = resets.step(t);
-      cell_backward(s.lstm, t, s.head.dy + t * s.R * net.Hp, b, reset, q.bf16);
-      if (t > L) recurrent_backward(s.lstm, t, w + net.w_hh_back, b, reset);
-      if (dx) feature_backward(s.lstm, t, w + net.w_ih_back, s.head.dx, dx + t * D, T * D);
+    for (int64_t t = L; t < S; t += chunk) {
+      const int64_t n = lesser(chunk, S - t);
+      gates_backward(n * s.R, net.Dp, s.lstm, s.lstm.g(t), w + net.ih_back, s.head.dx);
+      for (int64_t i = 0; i < n * s.R; ++i)
+        memcpy(dx + (i % s.R * T + t + i / s.R) * D, s.head.dx + i * net.Dp, size_t(D) * sizeof(float));
     }
+  }
+
+  // Operands whose next inner dimension is the rows: neighbouring rows share words.
+  void pair_all_rows(const Shard& s) const {
+    const LstmScratch<Op>& l = s.lstm;
+    const Head& h = s.head;
+    const int64_t from = L * s.R, n = (S - L) * s.R;
+    for (int64_t j = 0; j < gate_blocks; ++j)
+      Op::pair_rows(n, Op::words(kWide), kWide, l.g(L) + j * l.block_stride(), h.temp);
+    Op::pair_rows(n, l.ldx, l.ldx, l.x(L), h.temp);
+    Op::pair_rows(n, l.ldy, l.ldy, l.y(L), h.temp);
+    Op::pair_rows(n, ldo, ldo, h.d_out + from * ldo, h.temp);
+    if (!net.has_fc) return;
+    Op::pair_rows(n, ldf, ldf, h.hidden + from * ldf, h.temp);
+    Op::pair_rows(n, ldf, ldf, h.d_hidden + from * ldf, h.temp);
   }
 
   void shard_work(int64_t item) const {
@@ -274,37 +294,43 @@ struct TDRun {
     if (!backward) return;
     head_backward(s);
     time_backward(s);
+    if (q.feature_grad) feature_backward(s);
+    if (q.param_grads) pair_all_rows(s);
   }
 
   // --- region 3 ---
   int64_t grad_parts() const { return gate_blocks + fc_blocks + 1; }
   int64_t buffer_floats() const {
-    const int64_t lstm = LstmWeightGrad::buffer_floats(D, H);
-    const int64_t head = round_up(net.outputs, kRows) * (net.Fp + kLanes) + kWide * (net.Hp + kLanes);
-    return round_up(lesser(lstm, head) == lstm ? head : lstm, 16);
+    const int64_t outputs = net.outputs * net.Fp + net.outputs_p, hidden = kWide * (net.Hp + 1);
+    return round_up(larger(LstmWeightGrad<Op>::buffer_floats(D, H), larger(outputs, hidden)), 16);
   }
 
-  // Rows [0, n) of dW = sum over shards of a^T b and of db = column sums of a; a's columns [col, col + n).
-  // dst(i) says where row i goes.
+  // Rows of operands, all shards' alike.
+  struct Rows {
+    const float* (*of)(const Shard&);
+    int64_t stride;
+  };
+  // Rows [0, n) of dW = sum over shards of left^T right and of db = column sums of left, taken from left's column `col`
+  // on; to(i) says where row i goes.
   struct HeadRow {
     float *dw, *db;
   };
-  template <class Left, class Right, class Dst>
-  void head_grad(int64_t p, int64_t n, int64_t cols, int64_t cols_p, int64_t col, int64_t a_p, Left left, Right right,
-                 float* buffer, Dst dst) const {
+  template <class To>
+  void head_grad(int64_t p, int64_t n, int64_t cols, int64_t col, Rows left, Rows right, float* buffer, To to) const {
+    const int64_t cols_p = round_up(cols, kLanes), n_p = round_up(n, kLanes);
     float* bias = buffer + n * cols_p;
-    memset(buffer, 0, size_t(n * cols_p + round_up(n, kLanes)) * sizeof(float));
+    memset(buffer, 0, size_t(n * cols_p + n_p) * sizeof(float));
     for (int64_t i = 0; i < shards; ++i) {
       const Shard s = shard(p, i);
-      const int64_t K = (S - L) * s.R, from = L * s.R;
-      const float *a = left(s) + from * a_p + col, *b = right(s) + from * cols_p;
-      gemm_at_b(n, cols_p, GemmAtB{K, a, b, a_p, cols_p, buffer, cols_p});
-      column_sums(K, round_up(n, kLanes), a, a_p, bias);
+      const int64_t K = Op::words((S - L) * s.R), from = L * s.R, lda = Op::kPack * left.stride;
+      const float *a = left.of(s) + from * left.stride + col, *b = right.of(s) + from * right.stride;
+      gemm_at_b(n, cols_p, GemmAtB<Op>{K, a, b, lda, Op::kPack * right.stride, buffer, cols_p});
+      column_sums<Op>(K, n_p, a, lda, bias);
     }
     for (int64_t i = 0; i < n; ++i) {
-      const HeadRow to = dst(i);
-      memcpy(to.dw, buffer + i * cols_p, size_t(cols) * sizeof(float));
-      *to.db = bias[i];
+      const HeadRow row = to(i);
+      memcpy(row.dw, buffer + i * cols_p, size_t(cols) * sizeof(float));
+      *row.db = bias[i];
     }
   }
 
@@ -312,55 +338,49 @@ struct TDRun {
     const int64_t p = item / grad_parts(), part = item % grad_parts();
     float* buffer = buffers + item * buffer_floats();
     const NetGrad& g = q.grad;
+    const Rows outputs{[](const Shard& s) -> const float* { return s.head.d_out; }, ldo};
+    const Rows hidden{[](const Shard& s) -> const float* { return s.head.hidden; }, ldf};
+    const Rows d_hidden{[](const Shard& s) -> const float* { return s.head.d_hidden; }, ldf};
+    const Rows y{[](const Shard& s) -> const float* { return s.lstm.Y; }, LstmScratch<Op>::output_stride(H)};
     if (part < gate_blocks) {
-      const LstmWeightGrad w{D,
-                             H,
-                             net.Hp,
-                             LstmScratch::row_stride(D, H),
-                             g.w_ih + p * 4 * H * D,
-                             g.w_hh + p * 4 * H * H,
-                             g.bias + p * 4 * H,
-                             buffer};
+      const LstmWeightGrad<Op> w{D, H, g.w_ih + p * 4 * H * D, g.w_hh + p * 4 * H * H, g.bias + p * 4 * H, buffer};
       w.begin();
       for (int64_t s = 0; s < shards; ++s) w.add(shard(p, s).lstm, L, S, part);
       w.finish(part);
     } else if (part < gate_blocks + fc_blocks) {
       const int64_t col = (part - gate_blocks) * kWide, n = lesser(kWide, net.F - col);
-      head_grad(
-          p, n, H, net.Hp, col, net.Fp, [](const Shard& s) { return s.head.d_hidden; },
-          [](const Shard& s) { return s.lstm.Y; }, buffer,
-          [&](int64_t i) {
-            const int64_t row = p * net.F + col + i;
-            return HeadRow{g.w_fc + row * H, g.b_fc + row};
-          });
+      head_grad(p, n, H, col, d_hidden, y, buffer, [&](int64_t i) {
+        const int64_t row = p * net.F + col + i;
+        return HeadRow{g.w_fc + row * H, g.b_fc + row};
+      });
     } else {
-      head_grad(
-          p, net.outputs, net.F, net.Fp, 0, net.Op, [](const Shard& s) { return s.head.d_out; },
-          [fc = net.has_fc](const Shard& s) { return fc ? s.head.hidden : s.lstm.Y; }, buffer,
-          [&](int64_t i) {
-            const int64_t row = p * A + i;
-            return i < A ? HeadRow{g.w_adv + row * net.F, g.b_adv + row} : HeadRow{g.w_val + p * net.F, g.b_val + p};
-          });
+      head_grad(p, net.outputs, net.F, 0, outputs, net.has_fc ? hidden : y, buffer, [&](int64_t i) {
+        const int64_t row = p * A + i;
+        return i < A ? HeadRow{g.w_adv + row * net.F, g.b_adv + row} : HeadRow{g.w_val + p * net.F, g.b_val + p};
+      });
     }
   }
+
+  // --- all three ---
+  int64_t packed_floats() const { return P * net.size_with_backward; }
+  int64_t small_floats() const { return 2 * round_up(P * B + P, 16); }
+  int64_t scratch_floats() const { return P * B * row_floats; }
+  int64_t buffers_floats() const { return q.param_grads ? P * grad_parts() * buffer_floats() : 0; }
+  int64_t floats() const { return packed_floats() + small_floats() + scratch_floats() + buffers_floats(); }
 
   template <void (TDRun::*work)(int64_t) const>
   void in_parallel(int64_t n) {
     parallel.run(n, this, [](void* self, int64_t i) { (static_cast<const TDRun*>(self)->*work)(i); });
   }
-  void prepare_item(int64_t i) const { prepare(i / (gate_blocks + 3), i % (gate_blocks + 3)); }
 
   void run() {
-    const int64_t packed_n = P * net.size_with_backward, scratch_n = P * B * row_floats,
-                  small = 2 * round_up(P * B + P, 16),
-                  buffer_n = q.param_grads ? P * grad_parts() * buffer_floats() : 0;
-    Arena arena(packed_n + small + scratch_n + buffer_n);
+    Arena arena(floats());
     packed = arena.data;
-    row_loss = packed + packed_n;
+    row_loss = packed + packed_floats();
     count = row_loss + P * B;
-    scratch = row_loss + small;
-    buffers = scratch + scratch_n;
-    in_parallel<&TDRun::prepare_item>(P * (gate_blocks + 3));
+    scratch = row_loss + small_floats();
+    buffers = scratch + scratch_floats();
+    in_parallel<&TDRun::prepare>(P * prepare_parts());
     in_parallel<&TDRun::shard_work>(P * shards);
     if (q.param_grads) in_parallel<&TDRun::grad_work>(P * grad_parts());
     for (int64_t p = 0; p < P; ++p) {
@@ -371,4 +391,14 @@ struct TDRun {
   }
 };
 
-static void td_unroll(const TDProblem& q, Parallel parallel) { TDRun(q, parallel).run(); }
+static void td_unroll(const TDProblem& q, Parallel parallel) {
+  if (q.bf16)
+    TDRun<Bfloat16>(q, parallel).run();
+  else
+    TDRun<Float>(q, parallel).run();
+}
+
+// Bytes of scratch that a call of td_unroll takes.
+static int64_t td_unroll_scratch(const TDProblem& q) {
+  return int64_t(sizeof(float)) * (q.bf16 ? TDRun<Bfloat16>(q, {}).floats() : TDRun<Float>(q, {}).floats());
+}

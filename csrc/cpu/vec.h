@@ -51,35 +51,25 @@ static inline void transpose(V* rows) {
 }
 
 struct Math {
-  // e^x, at most 2 ulp off for x in [-87, 88]; e^-87 below and infinity above.  NaN stays NaN.
-  static inline V exp(V x) {
-    const VI over = x > 88.0f;
-    x = select(x < -87.0f, splat(-87.0f), x);
-    const V shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-    const V n = shifted - 12582912.0f;
-    const V r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
-    V p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    p = (V)((VU)p + ((VU)shifted << 23));  // times 2^n
-    return select(over, splat(__builtin_inff()), p);
-  }
-  // absolute error at most 1e-7; exactly 0 below -88, so that a gate can be shut
-  static inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
-  // absolute error at most 2e-7, relative at most 4e-7: a polynomial near 0, where the quotient would cancel
+  // A rational minimax approximation on [-8.3, 8.3], constant beyond; absolute and relative error at most 4e-7.
   static inline V tanh(V x) {
+    x = x > 8.3f ? splat(8.3f) : x;  // NaN passes
+    x = x < -8.3f ? splat(-8.3f) : x;
     const V z = x * x;
-    V p = splat(-5.70498872745e-3f);
-    p = p * z + 2.06390887954e-2f;
-    p = p * z - 5.37397155531e-2f;
-    p = p * z + 1.33314422036e-1f;
-    p = p * z - 3.33332819422e-1f;
-    const V near = p * z * x + x;
-    const V far = 1.0f - 2.0f / (1.0f + exp(2.0f * x));
-    return select(z < 0.390625f, near, far);  // |x| < 0.625
+    V p = splat(1.464829946229429e-08f), q = splat(8.295124303003831e-07f);
+    p = p * z + 2.1508523786906153e-05f;
+    q = q * z + 3.3739532227627933e-04f;
+    p = p * z + 3.5491706803441048e-03f;
+    q = q * z + 2.607995644211769e-02f;
+    p = p * z + 1.342587172985077e-01f;
+    q = q * z + 4.675919711589813e-01f;
+    p = p * z + 1.0f;
+    q = q * z + 1.0f;
+    return x * p / q;
+  }
+  // absolute error at most 2e-7; exactly 0 below -16.6 and 1 above, so that a gate can be shut
+  static inline V sigmoid(V x) {
+    const V s = 0.5f + 0.5f * tanh(0.5f * x);
+    return x < -16.6f ? V{} : x > 16.6f ? splat(1.0f) : s;
   }
 };
