@@ -29,6 +29,12 @@ STABLE_TORCH_LIBRARY(townlet, m) {
       "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
       "float eta, bool bf16, bool param_grads, bool feature_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // bytes of scratch that a call of td_unroll takes; head is F, or 0 without the head's hidden layer
+  m.def(
+      "td_unroll_scratch(int P, int B, int S, int D, int H, int head, int A, bool dueling, int burn_in, bool bf16, "
+      "bool param_grads, bool feature_grads) -> int");
+  // bytes that the last call on any thread took from the scratch pool
+  m.def("last_scratch() -> int");
   // y, h_T, c_T, and what the backward pass needs (empty where not asked for)
   m.def(
       "lstm_unroll(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? reset, bool save) -> "
@@ -91,6 +97,7 @@ struct Net {
 int64_t lanes() { return kernels().lanes; }
 int64_t bf16_pack() { return kernels().bf16_pack; }
 int64_t isa() { return kernels().bit; }
+int64_t last_scratch() { return last_arena_bytes(); }
 int64_t isa_levels() { return runnable(); }
 
 Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
@@ -181,6 +188,20 @@ TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   STD_TORCH_CHECK(!bad_action, "batch.action is out of range at a valid position; expected 0 <= action < A = ", n.A);
   return {loss,     td_error, priority, q_taken,  h_final,  c_final,  grads[0], grads[1],
           grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8], grads[9]};
+}
+
+int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H, int64_t head, int64_t A, bool dueling,
+                          int64_t burn_in, bool bf16, bool param_grads, bool feature_grads) {
+  float wanted = 0.0f;
+  TDProblem q{};
+  q.net = {P, D, H, head ? head : H, A, head > 0, dueling};
+  q.B = B;
+  q.S = S;
+  q.td.burn_in = static_cast<int>(burn_in);
+  q.bf16 = bf16;
+  q.param_grads = param_grads;
+  q.feature_grad = feature_grads ? &wanted : nullptr;
+  return kernels().td_unroll_scratch(q);
 }
 
 struct LstmSizes {
@@ -296,6 +317,8 @@ STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("lanes", TORCH_BOX(&townlet::lanes));
   m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
   m.impl("isa", TORCH_BOX(&townlet::isa));
+  m.impl("td_unroll_scratch", TORCH_BOX(&townlet::td_unroll_scratch));
+  m.impl("last_scratch", TORCH_BOX(&townlet::last_scratch));
   m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {

@@ -140,5 +140,7 @@ struct Kernels {
 const Kernels& kernels();
 // The bits of all sets that were built and that this CPU runs.
 int runnable();
+// Bytes that the last call took from the scratch pool, whatever the buffer it got.
+int64_t last_arena_bytes();
 
 }  // namespace townlet

@@ -46,6 +46,7 @@ __all__ = [
     "pack",
     "pack_actor",
     "td_unroll",
+    "td_unroll_scratch",
 ]
 _ISA_BITS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512_bf16": 8}
 LANES: int = torch.ops.townlet.lanes()
@@ -155,6 +156,37 @@ def td_unroll(
             raise ValueError(str(error).splitlines()[0]) from None
         raise
     return TDOutput(out[0], *(v.detach() for v in out[1:6]))
+
+
+def td_unroll_scratch(
+    P: int,
+    B: int,
+    S: int,
+    D: int,
+    H: int,
+    A: int,
+    *,
+    F: int | None = None,
+    dueling: bool = False,
+    burn_in: int = 0,
+    compute_dtype: torch.dtype = torch.float32,
+    param_grads: bool = True,
+    feature_grads: bool = False,
+) -> int:
+    """Bytes of scratch memory that a call of `td_unroll` with these sizes takes on the CPU, beside its outputs.
+
+    F: units of the head's hidden layer, None without one. The pool keeps the scratch for the next call. A target network
+    adds nothing to it. Errors: ValueError naming a size below 1.
+    """
+    for name, value in {"P": P, "B": B, "S": S, "D": D, "H": H, "A": A, "F": 1 if F is None else F}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    if not 0 <= burn_in < S:
+        raise ValueError(f"burn_in is {burn_in}; expected 0 <= burn_in < S = {S}")
+    bf16 = compute_dtype == torch.bfloat16
+    return torch.ops.townlet.td_unroll_scratch(
+        P, B, S, D, H, F or 0, A, dueling, burn_in, bf16, param_grads, feature_grads
+    )
 
 
 def lstm_unroll(

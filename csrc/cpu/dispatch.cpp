@@ -1,5 +1,6 @@
 // Picks the instruction set once, and keeps the scratch buffers between calls.
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -65,6 +66,7 @@ struct Buffer {
   float* data;
   std::size_t bytes;
 };
+std::atomic<int64_t> last_bytes{0};
 std::mutex pool_mutex;
 std::vector<Buffer>& pool() {
   static auto* const p = new std::vector<Buffer>();  // never destroyed: calls may outlive static destructors
@@ -84,7 +86,10 @@ int runnable() {
   return bits;
 }
 
+int64_t last_arena_bytes() { return last_bytes.load(std::memory_order_relaxed); }
+
 Arena::Arena(int64_t floats) : data(nullptr), bytes_(0) {
+  last_bytes.store(floats * int64_t(sizeof(float)), std::memory_order_relaxed);
   const std::size_t need = (static_cast<std::size_t>(floats) * sizeof(float) + kAlign - 1) / kAlign * kAlign;
   {
     const std::lock_guard<std::mutex> lock(pool_mutex);
