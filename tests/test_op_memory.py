@@ -12,7 +12,7 @@ from townlet.params import RecurrentQParams
 SIZES = [(1, 2, 3, 5, 7, 2), (2, 9, 11, 16, 33, 4), (1, 32, 16, 64, 128, 6)]
 
 
-@pytest.mark.parametrize("P, B, S, D, H, A", SIZES)
+@pytest.mark.parametrize(("P", "B", "S", "D", "H", "A"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("with_target", [True, False])

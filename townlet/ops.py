@@ -175,8 +175,8 @@ def td_unroll_scratch(
 ) -> int:
     """Bytes of scratch memory that a call of `td_unroll` with these sizes takes on the CPU, beside its outputs.
 
-    F: units of the head's hidden layer, None without one. The pool keeps the scratch for the next call. A target network
-    adds nothing to it. Errors: ValueError naming a size below 1.
+    F: units of the head's hidden layer, None without one. The pool keeps the scratch for the next call. A target
+    network adds nothing to it. Errors: ValueError naming a size below 1.
     """
     for name, value in {"P": P, "B": B, "S": S, "D": D, "H": H, "A": A, "F": 1 if F is None else F}.items():
         if value < 1:
