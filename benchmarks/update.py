@@ -316,56 +316,56 @@ class Phases:
         setattr(owner, name, timed)
 
 
-def encoder_backward(learner: Learner) -> Callable[[], float]:
-    """Seconds that the gradients of the encoder's weights take alone, for the learner's batch."""
+def encoder_backward(learner: Learner) -> Callable[[], Any]:
+    """The gradients of the encoder's weights alone, for the learner's batch."""
     population, network = learner.population, learner.population.network
-    weights = [v for name, v in population.online.items() if not name.startswith(("lstm.", "head."))]
-    obs = learner.replay.sample(learner.batch_size).obs
-    g = torch.rand(*obs.shape[:3], network.feature_size)
+    params = {name: v.detach().clone().requires_grad_() for name, v in population.online.items()}
+    weights = [v for name, v in params.items() if not name.startswith(("lstm.", "head."))]
+    features = network.encode(params, learner.replay.sample(learner.batch_size).obs)
+    g = torch.rand(features.shape)
+    return lambda: torch.autograd.grad(features, weights, g, retain_graph=True)
 
-    def run() -> float:
-        features = network.encode(population.online, obs)
+
+WARM = 2
+"""Calls at the start of a block that are not timed: they find the caches full of the other side's numbers."""
+
+
+def block(call: Callable[[], Any], n: int) -> list[float]:
+    """Milliseconds of each of n calls in a row."""
+    times = []
+    for _ in range(WARM + n):
         start = time.perf_counter()
-        torch.autograd.grad(features, weights, g)
-        return time.perf_counter() - start
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times[WARM:]
 
-    return run
 
-
-def measure(case: Case, rounds: int = 40, per_round: int = 3) -> dict[str, Any]:
-    """Milliseconds per update of both sides, interleaved, and of ours by part (median over rounds).
+def measure(case: Case, rounds: int = 40, per_round: int = 8) -> dict[str, Any]:
+    """Milliseconds per update of both sides, in alternating blocks, and of ours by part (median over rounds).
 
     `outside` is the share of ours that is neither the operator's forward call nor the encoders' forward and backward.
     """
     errors = check(case)
     ours = make_learner(case)
     peer = PlainLearner(case, ours, filled_replay(case, ours.population.network))
-    parts_learner = make_learner(case)
-    backward = encoder_backward(make_learner(case))
-    phases = Phases(parts_learner)
     times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        times["ours"] += block(ours.update, per_round)
+        times["peer"] += block(peer.update, per_round)
+    del peer
+    backward = encoder_backward(ours)
+    phases = Phases(ours)
     parts: dict[str, list[float]] = {name: [] for name in (*Phases.PARTS, "encoder backward", "total")}
-    for done in range(-3, rounds):
-        spent: dict[str, float] = {}
-        for name, side in (("ours", ours), ("peer", peer)):
-            start = time.perf_counter()
-            for _ in range(per_round):
-                side.update()
-            spent[name] = (time.perf_counter() - start) / per_round * 1e3
+    for _ in range(rounds):
+        block(ours.update, 1)
         phases.spent = dict.fromkeys(Phases.PARTS, 0.0)
-        start = time.perf_counter()
+        total = time.perf_counter()
         for _ in range(per_round):
-            parts_learner.update()
-        total = time.perf_counter() - start
-        own_backward = min(backward() for _ in range(per_round)) * 1e3
-        if done < 0:
-            continue
-        for name, value in spent.items():
-            times[name].append(value)
+            ours.update()
+        parts["total"].append((time.perf_counter() - total) / per_round * 1e3)
         for name, value in phases.spent.items():
             parts[name].append(value / per_round * 1e3)
-        parts["encoder backward"].append(own_backward)
-        parts["total"].append(total / per_round * 1e3)
+        parts["encoder backward"].append(statistics.mean(block(backward, per_round)))
     middle = {name: statistics.median(v) for name, v in parts.items()}
     middle["backward"] -= middle["encoder backward"]  # what remains: autograd, the operator's node, copies
     total = middle.pop("total")

@@ -81,6 +81,7 @@ class _SpatialEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         out = torch.ops.townlet.spatial_encode(*inputs)
+        ctx.set_materialize_grads(False)
         _setup(ctx, inputs, out)
         return out
 

@@ -467,6 +467,7 @@ class _TDUnroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         out = torch.ops.townlet.td_unroll(*inputs)
+        ctx.set_materialize_grads(False)  # else fifteen tensors of zeros are made for outputs without a gradient
         _td_setup(ctx, inputs, out)
         return out
 

@@ -9,6 +9,7 @@ Symbols: P members, E environments per member, N numbers per member, H LSTM unit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -208,9 +209,10 @@ class VectorizedPopulation:
         A parameter that the loss does not reach gets 0.
         """
         gradients = torch.autograd.grad(loss.sum(), list(self.online.values()), allow_unused=True)
-        self.grad_flat.zero_()
-        reached = [(v, g) for v, g in zip(self._gradients, gradients, strict=True) if g is not None]
-        torch._foreach_copy_([v for v, _ in reached], [g for _, g in reached])
+        pairs = list(zip(self._gradients, gradients, strict=True))
+        torch._foreach_copy_([v for v, g in pairs if g is not None], [g for _, g in pairs if g is not None])
+        for unreached in [v for v, g in pairs if g is None]:
+            unreached.zero_()
 
     @torch.no_grad()
     def adam_step(self) -> Tensor:
@@ -305,7 +307,10 @@ class VectorizedPopulation:
 
 def require_finite(what: str, value: Tensor) -> None:
     """ValueError naming the members (first axis of `value`) that hold NaN or infinity."""
-    bad = ~value.reshape(value.shape[0], -1).sum(1).isfinite()  # one pass; values whose sum overflows are as bad
+    sums = value.detach().reshape(value.shape[0], -1).sum(1)  # one pass; values whose sum overflows are as bad
+    if math.isfinite(sums.sum().item()):
+        return
+    bad = ~sums.isfinite()
     if bool(bad.any()):
         members = ", ".join(str(int(p)) for p in bad.nonzero())
         raise ValueError(f"{what} of member {members} is not finite (NaN or infinity); its parameters were not updated")
