@@ -199,34 +199,47 @@ static inline void recurrent_backward(const LstmScratch<Op>& s, int64_t t, const
     if (reset.at(r)) memset(b.carry_h + r * s.Hp, 0, size_t(s.Hp) * sizeof(float));
 }
 
-// Weight gradients of unit block j over all shards of a member: steps [from, to) of each, rows paired.
+// Weight gradients of unit blocks [first, last) over all shards of a member: steps [from, to) of each, rows paired.
 template <class Op>
 struct LstmWeightGrad {
   int64_t D, H;
   float *w_ih, *w_hh, *bias;  // outputs of this member
-  float* buffer;              // [kWide][columns], then [kWide]
+  int64_t first, last;
+  float* buffer;  // for each block [kWide][columns], then [kWide]
 
   // features, up to a whole word, then the state
   static int64_t columns(int64_t D, int64_t H) {
     return round_up(Op::kPack * Op::words(D) + round_up(H, kLanes), kLanes);
   }
-  static int64_t buffer_floats(int64_t D, int64_t H) { return kWide * columns(D, H) + kWide; }
-
-  void begin() const { memset(buffer, 0, size_t(buffer_floats(D, H)) * sizeof(float)); }
-  void add(const LstmScratch<Op>& s, int64_t from, int64_t to, int64_t j) const {
-    const int64_t K = Op::words((to - from) * s.R), cols = columns(D, H);
-    const float* g = s.g(from) + j * s.block_stride();
-    gemm_at_b(kWide, cols, GemmAtB<Op>{K, g, s.x(from), Op::kPack * kWide, Op::kPack * s.ldx, buffer, cols});
-    column_sums<Op>(K, kWide, g, Op::kPack * kWide, buffer + kWide * cols);
+  static int64_t block_floats(int64_t D, int64_t H) { return kWide * columns(D, H) + kWide; }
+  // Blocks that share a pass over the operand rows: as many as leave work for at least four threads, and at most four.
+  static int64_t group(int64_t H, int64_t shards) {
+    return larger(1, lesser(4, round_up(H, kLanes) / kLanes / larger(4, shards)));
   }
-  void finish(int64_t j) const {
+
+  void begin() const { memset(buffer, 0, size_t((last - first) * block_floats(D, H)) * sizeof(float)); }
+  void add(const LstmScratch<Op>& s, int64_t from, int64_t to) const {
+    constexpr int64_t kRowsAtOnce = 256;  // words of rows that stay in cache from one block to the next
+    const int64_t words = Op::words((to - from) * s.R), cols = columns(D, H), ldg = Op::kPack * kWide,
+                  ldx = Op::kPack * s.ldx;
+    for (int64_t k = 0; k < words; k += kRowsAtOnce)
+      for (int64_t j = first; j < last; ++j) {
+        const int64_t K = lesser(kRowsAtOnce, words - k);
+        const float* g = s.g(from) + j * s.block_stride() + k * ldg;
+        float* c = buffer + (j - first) * block_floats(D, H);
+        gemm_at_b(kWide, cols, GemmAtB<Op>{K, g, s.x(from) + k * ldx, ldg, ldx, c, cols});
+        column_sums<Op>(K, kWide, g, ldg, c + kWide * cols);
+      }
+  }
+  void finish() const {
     const int64_t cols = columns(D, H);
-    for (int64_t q = 0; q < kWide; ++q) {
-      const int64_t row = gate_row(H, j * kWide + q);
+    for (int64_t q = first * kWide; q < last * kWide; ++q) {
+      const int64_t row = gate_row(H, q);
       if (row < 0) continue;
-      memcpy(w_ih + row * D, buffer + q * cols, size_t(D) * sizeof(float));
-      memcpy(w_hh + row * H, buffer + q * cols + Op::kPack * Op::words(D), size_t(H) * sizeof(float));
-      bias[row] = buffer[kWide * cols + q];
+      const float* c = buffer + (q / kWide - first) * block_floats(D, H);
+      memcpy(w_ih + row * D, c + q % kWide * cols, size_t(D) * sizeof(float));
+      memcpy(w_hh + row * H, c + q % kWide * cols + Op::kPack * Op::words(D), size_t(H) * sizeof(float));
+      bias[row] = c[kWide * cols + q % kWide];
     }
   }
 };

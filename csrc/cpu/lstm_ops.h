@@ -74,11 +74,13 @@ static void lstm_unroll(const UnrollProblem& q, Parallel parallel) { UnrollForwa
 struct UnrollBackward : UnrollRun {
   const UnrollGradProblem& q;
   float *hh_back = nullptr, *ih_back = nullptr, *carries = nullptr, *buffers = nullptr;
-  int64_t carry_floats, buffer_floats;
+  int64_t carry_floats, buffer_floats, group, grad_parts;
 
   explicit UnrollBackward(const UnrollGradProblem& p) : UnrollRun(p.P, p.B, p.T, p.D, p.H), q(p) {
     carry_floats = 3 * net.Hp + net.Dp;  // carried dh, dc; dy of a step; dx of a step
-    buffer_floats = round_up(LstmWeightGrad<Float>::buffer_floats(D, H), 16);
+    group = LstmWeightGrad<Float>::group(H, shards);
+    grad_parts = (net.Hp / kLanes + group - 1) / group;
+    buffer_floats = round_up(group * LstmWeightGrad<Float>::block_floats(D, H), 16);
   }
 
   void work(int64_t item) const {
@@ -116,17 +118,23 @@ struct UnrollBackward : UnrollRun {
       pack_gates_backward<Float>(H, net.Hp, D, q.w_ih + p * 4 * H * D, d, ih_back + p * 4 * net.Hp * net.Dp);
   }
   void grad_item(int64_t item) const {
-    const int64_t blocks = net.Hp / kLanes, p = item / blocks, j = item % blocks;
-    const LstmWeightGrad<Float> w{
-        D, H, q.dw_ih + p * 4 * H * D, q.dw_hh + p * 4 * H * H, q.dbias + p * 4 * H, buffers + item * buffer_floats};
+    const int64_t p = item / grad_parts, first = item % grad_parts * group;
+    const LstmWeightGrad<Float> w{D,
+                                  H,
+                                  q.dw_ih + p * 4 * H * D,
+                                  q.dw_hh + p * 4 * H * H,
+                                  q.dbias + p * 4 * H,
+                                  first,
+                                  lesser(first + group, net.Hp / kLanes),
+                                  buffers + item * buffer_floats};
     w.begin();
-    for (int64_t s = 0; s < shards; ++s) w.add(shard(p * shards + s, q.saved, q.reset).lstm, 0, T, j);
-    w.finish(j);
+    for (int64_t s = 0; s < shards; ++s) w.add(shard(p * shards + s, q.saved, q.reset).lstm, 0, T);
+    w.finish();
   }
   void run(Parallel parallel) {
-    const int64_t blocks = net.Hp / kLanes, hh = P * 4 * net.Hp * net.Hp, ih = P * 4 * net.Hp * net.Dp,
+    const int64_t hh = P * 4 * net.Hp * net.Hp, ih = P * 4 * net.Hp * net.Dp,
                   carry = round_up(P * B * carry_floats, 16);
-    Arena arena(hh + ih + carry + P * blocks * buffer_floats);
+    Arena arena(hh + ih + carry + P * grad_parts * buffer_floats);
     hh_back = arena.data;
     ih_back = hh_back + hh;
     carries = ih_back + ih;
@@ -134,7 +142,7 @@ struct UnrollBackward : UnrollRun {
     parallel.run(P * pack_parts(), this,
                  [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->pack_item(i); });
     parallel.run(P * shards, this, [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->work(i); });
-    parallel.run(P * blocks, this,
+    parallel.run(P * grad_parts, this,
                  [](void* self, int64_t i) { static_cast<const UnrollBackward*>(self)->grad_item(i); });
   }
 };

@@ -45,7 +45,7 @@ struct TDRun {
   int64_t P, B, S, T, D, H, A, L;
   int64_t rows, shards, chunk;  // rows: of a full shard
   int64_t ldo, ldf;             // strides of the head's operands: gradients of the outputs, hidden layer
-  int64_t gate_steps, lstm_floats, head_floats, row_floats, gate_blocks, fc_blocks;
+  int64_t gate_steps, lstm_floats, head_floats, row_floats, gate_blocks, gate_group, gate_items, fc_blocks;
   bool backward;
   float *packed = nullptr, *scratch = nullptr, *row_loss = nullptr, *count = nullptr, *buffers = nullptr;
 
@@ -76,6 +76,8 @@ struct TDRun {
                   2 * larger(LstmScratch<Op>::row_stride(D, H), larger(ldo, ldf));
     row_floats = lstm_floats + head_floats;
     gate_blocks = net.Hp / kLanes;
+    gate_group = LstmWeightGrad<Op>::group(H, shards);
+    gate_items = (gate_blocks + gate_group - 1) / gate_group;
     fc_blocks = net.has_fc ? panels(net.F) : 0;
   }
 
@@ -299,10 +301,10 @@ struct TDRun {
   }
 
   // --- region 3 ---
-  int64_t grad_parts() const { return gate_blocks + fc_blocks + 1; }
+  int64_t grad_parts() const { return gate_items + fc_blocks + 1; }
   int64_t buffer_floats() const {
     const int64_t outputs = net.outputs * net.Fp + net.outputs_p, hidden = kWide * (net.Hp + 1);
-    return round_up(larger(LstmWeightGrad<Op>::buffer_floats(D, H), larger(outputs, hidden)), 16);
+    return round_up(larger(gate_group * LstmWeightGrad<Op>::block_floats(D, H), larger(outputs, hidden)), 16);
   }
 
   // Rows of operands, all shards' alike.
@@ -342,13 +344,21 @@ struct TDRun {
     const Rows hidden{[](const Shard& s) -> const float* { return s.head.hidden; }, ldf};
     const Rows d_hidden{[](const Shard& s) -> const float* { return s.head.d_hidden; }, ldf};
     const Rows y{[](const Shard& s) -> const float* { return s.lstm.Y; }, LstmScratch<Op>::output_stride(H)};
-    if (part < gate_blocks) {
-      const LstmWeightGrad<Op> w{D, H, g.w_ih + p * 4 * H * D, g.w_hh + p * 4 * H * H, g.bias + p * 4 * H, buffer};
+    if (part < gate_items) {
+      const int64_t first = part * gate_group;
+      const LstmWeightGrad<Op> w{D,
+                                 H,
+                                 g.w_ih + p * 4 * H * D,
+                                 g.w_hh + p * 4 * H * H,
+                                 g.bias + p * 4 * H,
+                                 first,
+                                 lesser(first + gate_group, gate_blocks),
+                                 buffer};
       w.begin();
-      for (int64_t s = 0; s < shards; ++s) w.add(shard(p, s).lstm, L, S, part);
-      w.finish(part);
-    } else if (part < gate_blocks + fc_blocks) {
-      const int64_t col = (part - gate_blocks) * kWide, n = lesser(kWide, net.F - col);
+      for (int64_t s = 0; s < shards; ++s) w.add(shard(p, s).lstm, L, S);
+      w.finish();
+    } else if (part < gate_items + fc_blocks) {
+      const int64_t col = (part - gate_items) * kWide, n = lesser(kWide, net.F - col);
       head_grad(p, n, H, col, d_hidden, y, buffer, [&](int64_t i) {
         const int64_t row = p * net.F + col + i;
         return HeadRow{g.w_fc + row * H, g.b_fc + row};
