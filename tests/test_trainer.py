@@ -150,7 +150,7 @@ def test_stored_states_replay_to_the_acting_state():
         with torch.no_grad():
             features = run.network.encode(population.online, obs)
             h, c = trainer_module.ops.lstm_step(features, h, c, *weights[:3], reset)
-        assert torch.allclose(h, after[3], atol=1e-6)  # observed 6e-8
+        assert torch.allclose(h, after[3], atol=1e-6)  # observed 9e-8
         assert torch.allclose(c, after[4], atol=1e-6)
 
 
