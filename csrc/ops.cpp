@@ -2,6 +2,8 @@
 // the kernels of cpu/.  Shapes are checked for people in townlet/ops.py; here only so that no call can read out of
 // bounds.  Stable ABI only: one build loads in every torch from 2.11 on.
 
+#include <algorithm>
+#include <array>
 #include <tuple>
 
 #include "tensors.h"
@@ -29,6 +31,15 @@ STABLE_TORCH_LIBRARY(townlet, m) {
       "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
       "float eta, bool bf16, bool param_grads, bool feature_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // the same with the weights' gradients written into `grads`: the online weights' shapes in their order, those that
+  // there are, members any distance apart.  Returns the first seven.
+  m.def(
+      "td_unroll_into(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
+      "Tensor? w_val, Tensor? b_val, Tensor? target, Tensor features_online, Tensor? features_target, Tensor h0, "
+      "Tensor c0, Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask, Tensor weight, "
+      "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
+      "float eta, bool bf16, bool feature_grads, Tensor(a!)[] grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
   // bytes of scratch that a call of td_unroll takes; head is F, or 0 without the head's hidden layer
   m.def(
       "td_unroll_scratch(int P, int B, int S, int D, int H, int head, int A, bool dueling, int burn_in, bool bf16, "
@@ -83,6 +94,7 @@ struct Net {
   NetView view() const {
     return {fp(w_ih), fp(w_hh), fp(bias), fp(w_fc), fp(b_fc), fp(w_adv), fp(b_adv), fp(w_val), fp(b_val)};
   }
+  std::array<Optional, 9> parts() const { return {w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val}; }
   // floats of one member's panels; townlet/ops.py states the same formula for the fake kernel
   int64_t packed_size(bool bf16) const {
     const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
@@ -108,22 +120,19 @@ Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, cons
   return out;
 }
 
-using TDResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                             Tensor, Tensor, Tensor, Tensor, Tensor>;
+using TDValues = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // the gradient of features last
 
-TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc,
-                        const Optional& b_fc, const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val,
-                        const Optional& b_val, const Optional& target, const Tensor& features_online,
-                        const Optional& features_target, const Tensor& h0, const Tensor& c0, const Tensor& action,
-                        const Tensor& reward, const Tensor& terminated, const Tensor& reset, const Tensor& mask,
-                        const Tensor& weight, const Optional& legal, const Tensor& gamma, int64_t n_step,
-                        int64_t burn_in, bool double_q, double rescale_eps, double huber_delta, double eta, bool bf16,
-                        bool param_grads, bool feature_grads) {
-  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
+// What both forms of the operator share; `grad` says where the weights' gradients go.
+TDValues run_td(const Net& net, const Optional& target, const Tensor& features_online, const Optional& features_target,
+                const Tensor& h0, const Tensor& c0, const Tensor& action, const Tensor& reward,
+                const Tensor& terminated, const Tensor& reset, const Tensor& mask, const Tensor& weight,
+                const Optional& legal, const Tensor& gamma, const TDSettings& td, bool bf16, bool feature_grads,
+                const NetGrad* grad) {
   const NetSizes& n = net.n;
   STD_TORCH_CHECK(features_online.dim() == 4, "features_online: expected [P, B, S+1, D]");
   const int64_t P = n.P, B = features_online.size(1), T = features_online.size(2), S = T - 1;
-  STD_TORCH_CHECK(B > 0 && S > 0 && burn_in >= 0 && burn_in < S && n_step >= 1, "B, S, burn_in or n_step out of range");
+  STD_TORCH_CHECK(B > 0 && S > 0 && td.burn_in >= 0 && td.burn_in < S && td.n_step >= 1,
+                  "B, S, burn_in or n_step out of range");
   STD_TORCH_CHECK(target.has_value() == features_target.has_value(), "target and features_target come together");
   const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
   Optional xt, packed, ok;
@@ -138,18 +147,13 @@ TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
 
   Tensor loss = empty(x, {P}), td_error = empty(x, {P, B, S}), priority = empty(x, {P, B}),
          q_taken = empty(x, {P, B, S}), h_final = empty(x, {P, B, n.H}), c_final = empty(x, {P, B, n.H});
-  Tensor grads[10];
-  const auto grad = [&](int i, bool wanted, std::initializer_list<int64_t> shape) {
-    grads[i] = wanted ? empty(x, shape) : empty(x, {0});
-    return wanted ? grads[i].mutable_data_ptr<float>() : nullptr;
-  };
+  Tensor d_x = feature_grads ? empty(x, {P, B, T, n.D}) : empty(x, {0});
 
   TDProblem q{};
   q.net = n;
   q.B = B;
   q.S = S;
-  q.td = {static_cast<int>(n_step < S ? n_step : S), static_cast<int>(burn_in),       double_q,
-          static_cast<float>(rescale_eps),           static_cast<float>(huber_delta), static_cast<float>(eta)};
+  q.td = td;
   q.bf16 = bf16;
   q.online = net.view();
   q.target = fp(packed);
@@ -171,23 +175,89 @@ TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   q.q_taken = q_taken.mutable_data_ptr<float>();
   q.h_final = h_final.mutable_data_ptr<float>();
   q.c_final = c_final.mutable_data_ptr<float>();
-  q.param_grads = param_grads;
-  q.feature_grad = grad(0, feature_grads, {P, B, T, n.D});
-  q.grad.w_ih = grad(1, param_grads, {P, 4 * n.H, n.D});
-  q.grad.w_hh = grad(2, param_grads, {P, 4 * n.H, n.H});
-  q.grad.bias = grad(3, param_grads, {P, 4 * n.H});
-  q.grad.w_fc = grad(4, param_grads && n.fc, {P, n.F, n.H});
-  q.grad.b_fc = grad(5, param_grads && n.fc, {P, n.F});
-  q.grad.w_adv = grad(6, param_grads, {P, n.A, n.F});
-  q.grad.b_adv = grad(7, param_grads, {P, n.A});
-  q.grad.w_val = grad(8, param_grads && n.dueling, {P, 1, n.F});
-  q.grad.b_val = grad(9, param_grads && n.dueling, {P, 1});
+  q.param_grads = grad != nullptr;
+  if (grad) q.grad = *grad;
+  q.feature_grad = feature_grads ? d_x.mutable_data_ptr<float>() : nullptr;
   bool bad_action = false;
   q.bad_action = &bad_action;
   kernels().td_unroll(q, kParallel);
   STD_TORCH_CHECK(!bad_action, "batch.action is out of range at a valid position; expected 0 <= action < A = ", n.A);
-  return {loss,     td_error, priority, q_taken,  h_final,  c_final,  grads[0], grads[1],
-          grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8], grads[9]};
+  return {loss, td_error, priority, q_taken, h_final, c_final, d_x};
+}
+
+TDSettings settings(int64_t n_step, int64_t burn_in, bool double_q, double rescale_eps, double huber_delta,
+                    double eta) {
+  const auto number = [](int64_t n) { return static_cast<int>(std::clamp<int64_t>(n, -1, 1 << 30)); };
+  return {number(n_step),
+          number(burn_in),
+          double_q,
+          static_cast<float>(rescale_eps),
+          static_cast<float>(huber_delta),
+          static_cast<float>(eta)};
+}
+
+// Where the kernels are told of the gradient of each weight, in the weights' order.
+constexpr int kParts = 9;
+GradRows NetGrad::* const kGradParts[kParts] = {&NetGrad::w_ih,  &NetGrad::w_hh,  &NetGrad::bias,
+                                                &NetGrad::w_fc,  &NetGrad::b_fc,  &NetGrad::w_adv,
+                                                &NetGrad::b_adv, &NetGrad::w_val, &NetGrad::b_val};
+
+using TDResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+TDResults td_unroll_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc,
+                        const Optional& b_fc, const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val,
+                        const Optional& b_val, const Optional& target, const Tensor& features_online,
+                        const Optional& features_target, const Tensor& h0, const Tensor& c0, const Tensor& action,
+                        const Tensor& reward, const Tensor& terminated, const Tensor& reset, const Tensor& mask,
+                        const Tensor& weight, const Optional& legal, const Tensor& gamma, int64_t n_step,
+                        int64_t burn_in, bool double_q, double rescale_eps, double huber_delta, double eta, bool bf16,
+                        bool param_grads, bool feature_grads) {
+  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
+  const auto parts = net.parts();
+  NetGrad grad{};
+  Tensor grads[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    const bool wanted = param_grads && parts[i];
+    grads[i] = wanted ? torch::stable::empty_like(*parts[i]) : empty(w_ih, {0});
+    if (wanted) grad.*kGradParts[i] = {grads[i].mutable_data_ptr<float>(), parts[i]->numel() / net.n.P};
+  }
+  const TDValues values =
+      run_td(net, target, features_online, features_target, h0, c0, action, reward, terminated, reset, mask, weight,
+             legal, gamma, settings(n_step, burn_in, double_q, rescale_eps, huber_delta, eta), bf16, feature_grads,
+             param_grads ? &grad : nullptr);
+  return std::tuple_cat(
+      values, std::tuple(grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8]));
+}
+
+TDValues td_unroll_into_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc,
+                            const Optional& b_fc, const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val,
+                            const Optional& b_val, const Optional& target, const Tensor& features_online,
+                            const Optional& features_target, const Tensor& h0, const Tensor& c0, const Tensor& action,
+                            const Tensor& reward, const Tensor& terminated, const Tensor& reset, const Tensor& mask,
+                            const Tensor& weight, const Optional& legal, const Tensor& gamma, int64_t n_step,
+                            int64_t burn_in, bool double_q, double rescale_eps, double huber_delta, double eta,
+                            bool bf16, bool feature_grads, std::vector<Tensor> grads) {
+  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
+  const auto parts = net.parts();
+  NetGrad grad{};
+  std::size_t used = 0;
+  for (int i = 0; i < kParts; ++i) {
+    if (!parts[i]) continue;
+    STD_TORCH_CHECK(used < grads.size(), "grads: expected one for each weight");
+    Tensor& g = grads[used++];
+    bool fits = g.scalar_type() == kFloat && g.dim() == parts[i]->dim() && g.size(0) == net.n.P;
+    int64_t inner = 1;  // floats behind an axis
+    for (int64_t d = g.dim() - 1; fits && d > 0; inner *= g.size(d--))
+      fits = g.size(d) == parts[i]->size(d) && (g.size(d) == 1 || g.stride(d) == inner);
+    fits = fits && (net.n.P == 1 || g.stride(0) >= inner);
+    STD_TORCH_CHECK(fits, "grads: expected the weights' shapes, each member's rows contiguous");
+    grad.*kGradParts[i] = {g.mutable_data_ptr<float>(), g.stride(0)};
+  }
+  STD_TORCH_CHECK(used == grads.size(), "grads: expected one for each weight");
+  return run_td(net, target, features_online, features_target, h0, c0, action, reward, terminated, reset, mask, weight,
+                legal, gamma, settings(n_step, burn_in, double_q, rescale_eps, huber_delta, eta), bf16, feature_grads,
+                &grad);
 }
 
 int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H, int64_t head, int64_t A, bool dueling,
@@ -324,6 +394,7 @@ STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
   m.impl("pack", TORCH_BOX(&townlet::pack_cpu));
   m.impl("td_unroll", TORCH_BOX(&townlet::td_unroll_cpu));
+  m.impl("td_unroll_into", TORCH_BOX(&townlet::td_unroll_into_cpu));
   m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_cpu));
   m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_cpu));
   m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_cpu));

@@ -13,8 +13,14 @@ namespace townlet {
 struct NetView {
   const float *w_ih, *w_hh, *bias, *w_fc, *b_fc, *w_adv, *b_adv, *w_val, *b_val;
 };
+// Gradients of P members, `stride` floats from one member to the next; rows of a member are contiguous.
+struct GradRows {
+  float* data;
+  int64_t stride;
+  float* of(int64_t p) const { return data + p * stride; }
+};
 struct NetGrad {
-  float *w_ih, *w_hh, *bias, *w_fc, *b_fc, *w_adv, *b_adv, *w_val, *b_val;
+  GradRows w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val;
 };
 
 struct NetSizes {

@@ -47,9 +47,7 @@ class World:
         }
 
 
-def make(
-    seeds: list[int], td_unroll: Any = ops.td_unroll, spec: dict[str, Any] | None = None, **arguments: Any
-) -> Learner:
+def make(seeds: list[int], td_unroll: Any = None, spec: dict[str, Any] | None = None, **arguments: Any) -> Learner:
     """A learner whose buffer holds 40 steps of acting."""
     memory = arguments.pop("memory", True)
     lr = arguments.pop("lr", 1e-2)
@@ -394,3 +392,14 @@ def test_an_empty_buffer_is_refused() -> None:
     learner.replay._start.fill_(-1)
     with pytest.raises(ValueError, match="replay cannot be sampled yet"):
         learner.update()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_gradients_written_in_place_train_like_fresh_ones(memory: bool) -> None:
+    own, fresh = make([1, 2], memory=memory), make([1, 2], memory=memory, td_unroll=ops.td_unroll)
+    for _ in range(5):
+        own.update()
+        fresh.update()
+    assert all(torch.equal(a, b) for a, b in zip(state_of(own), state_of(fresh), strict=True))
+    assert torch.equal(own.population.grad_flat, fresh.population.grad_flat)
+    assert bool(own.population.grad_flat.any())

@@ -95,7 +95,7 @@ def train(td_unroll: Callable[[VectorizedPopulation], TDUnroll] | None = None, u
     spec = TDSpec(gamma=GAMMA, n_step=1, burn_in=0)
     learner = Learner(
         population, replay, spec, batch_size=32, sync_every=10, use_target=use_target,
-        td_unroll=ops.td_unroll if td_unroll is None else td_unroll(population),
+        td_unroll=None if td_unroll is None else td_unroll(population),
     )  # fmt: skip
     for _ in range(LOWER_LR_AFTER):
         learner.update()

@@ -43,11 +43,16 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "townlet":
             assert not kwargs
             grad = self.grad and not func.name().endswith("_backward")  # whose own derivative is refused
-            copy = (
-                a.detach().clone().requires_grad_(grad and a.requires_grad) if isinstance(a, Tensor) else a
-                for a in args
-            )
-            self.calls.append((f"{func.name()}.{func._overloadname}", func, tuple(copy)))
+            written = func.name().endswith("_into")  # has no derivative of its own
+
+            def kept(a: Any) -> Any:
+                if isinstance(a, (list, tuple)):
+                    return [kept(each) for each in a]
+                if not isinstance(a, Tensor):
+                    return a
+                return a.detach().clone().requires_grad_(grad and not written and a.requires_grad)
+
+            self.calls.append((f"{func.name()}.{func._overloadname}", func, tuple(kept(a) for a in args)))
         return func(*args, **(kwargs or {}))
 
 
@@ -60,6 +65,8 @@ def record() -> list[Call]:
             p = leaves(draw(case))
             w, b = p.online, p.batch
             ops.td_unroll(*p).loss.sum().backward()
+            home = RecurrentQParams(*(None if v is None else torch.empty_like(v) for v in w))
+            ops.td_unroll(*p, grads=home)
             for reset in (b.reset, None):
                 y, _, _ = ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, reset)
                 y.sum().backward()
@@ -99,6 +106,7 @@ def test_every_op_is_sampled() -> None:
     names = registered()
     for name in (
         "td_unroll",
+        "td_unroll_into",
         "lstm_unroll",
         "lstm_unroll_backward",
         "lstm_step",

@@ -10,6 +10,7 @@ Symbols: P members, B sequences per member, S transitions per sequence, L burn-i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Learner:
         sync_every: updates between two syncs of the target network.
         tau: None for hard syncs, else the weight of a soft one, in (0, 1].
         use_target: False trains without a target network: the bootstrap values are the online network's, detached.
-        td_unroll: the operator; tests hand in broken ones.
+        td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
 
     Errors: ValueError naming the argument.
     """
@@ -48,7 +49,7 @@ class Learner:
         sync_every: int,
         tau: float | None = None,
         use_target: bool = True,
-        td_unroll: TDUnroll = ops.td_unroll,
+        td_unroll: TDUnroll | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("sync_every", sync_every)):
             if value < 1:
@@ -74,7 +75,7 @@ class Learner:
         self.sync_every = sync_every
         self.tau = tau
         self.use_target = use_target
-        self.td_unroll = td_unroll
+        self.td_unroll = td_unroll or partial(ops.td_unroll, grads=population.recurrent_grads)
         self.updates = 0
 
     def update(self) -> dict[str, Tensor]:

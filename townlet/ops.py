@@ -25,6 +25,8 @@ from .params import (
     check_actor,
     check_adam,
     check_epsilon,
+    check_grads,
+    check_params,
     check_step,
     check_td,
     check_unroll,
@@ -83,13 +85,18 @@ def _kernel_fits(op: str, like: Tensor, backend: str = "auto") -> bool:
     return False
 
 
-def pack(params: RecurrentQParams, compute_dtype: torch.dtype = torch.float32) -> PackedParams:
+def pack(params: RecurrentQParams, compute_dtype: torch.dtype = torch.float32, *, copy: bool = True) -> PackedParams:
     """Packs P networks once, to be passed to `td_unroll` as `target` many times (until the next sync).
 
-    params: float32 (or float64, reference only). compute_dtype: that of the TDSpec it will be used with.
+    params: float32 (or float64, reference only). compute_dtype: that of the TDSpec it will be used with. copy: False
+    keeps the tensors themselves for where the reference runs, not copies; whoever writes to them packs anew.
     Errors: ValueError naming the parameter that does not fit.
     """
-    kept = reference.pack(params)
+    if copy:
+        kept = reference.pack(params)
+    else:
+        check_params("", params)
+        kept = RecurrentQParams._make(None if v is None else v.detach() for v in params)
     panels = None
     if _kernel_fits("pack", params.w_ih):
         panels = torch.ops.townlet.pack(*kept, compute_dtype == torch.bfloat16)
@@ -101,6 +108,8 @@ def td_unroll(
     target: RecurrentQParams | PackedParams | None,
     batch: SequenceBatch,
     spec: TDSpec,
+    *,
+    grads: RecurrentQParams | None = None,
 ) -> TDOutput:
     """Loss and TD errors of P recurrent Q-networks on B sequences each, back-propagation through time included.
 
@@ -111,6 +120,10 @@ def td_unroll(
 
     Gradient: of `loss` alone, with respect to `online` and `batch.features_online`; none through the target, none
     through burn-in. It scales with the incoming gradient of `loss[p]`. Double backward raises RuntimeError.
+
+    grads: buffers like `online`, rows of a member contiguous, in which the compiled kernel on the CPU leaves the
+    weights' gradients of `loss.sum()`; where nothing scales the loss, backward hands out these very tensors instead of
+    fresh ones. They are overwritten by this call, not by backward.
 
     Errors: ValueError naming the argument, what came and what was expected; an action outside [0, A) at a valid
     position is one of them. Papers: Hausknecht & Stone 2015 (DRQN), Kapturowski et al. 2019 (R2D2).
@@ -134,6 +147,11 @@ def td_unroll(
     # the registered autograd formula costs ten times as much per call, but compilers and torch.func can see through it
     eager = (param_grads or feature_grads) and not (torch.compiler.is_compiling() or _transforming())
     run = _TDUnroll.apply if eager else torch.ops.townlet.td_unroll
+    home = None
+    if grads is not None:
+        check_grads(grads, online)
+    if eager and param_grads and grads is not None and online.w_ih.device.type == "cpu":
+        home = tuple(g for g in grads if g is not None)
     try:
         out = run(
             *online,
@@ -150,6 +168,7 @@ def td_unroll(
             bf16,
             param_grads,
             feature_grads,
+            *((home,) if eager else ()),
         )
     except RuntimeError as error:
         if "batch.action is out of range" in str(error):
@@ -367,6 +386,12 @@ def _td_unroll_fake(*args):
     return (*values, d_x, *grads)
 
 
+@torch.library.register_fake("townlet::td_unroll_into")
+def _td_unroll_into_fake(*args):
+    *others, feature_grads, _ = args
+    return _td_unroll_fake(*others, False, feature_grads)[:7]
+
+
 @torch.library.register_fake("townlet::lstm_unroll")
 def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
     P, B, T, D = x.shape
@@ -436,25 +461,30 @@ def _replay_windows_fake(obs, action, reward, terminated, reset, mask, legal, h,
 
 
 def _td_setup(ctx, inputs, output) -> None:
-    ctx.present = [w is not None for w in inputs[:_WEIGHTS]]
-    ctx.inputs = len(inputs)
     ctx.param_grads, ctx.feature_grads = inputs[-2:]
+    ctx.present = [i for i, w in enumerate(inputs[:_WEIGHTS]) if w is not None and ctx.param_grads]
+    ctx.inputs = len(inputs)
+    ctx.home = ()  # gradients that lie elsewhere than in the outputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[6:])
+    weights = output[7:]
+    ctx.save_for_backward(output[6], *(weights[i] for i in ctx.present if weights))
 
 
-def _td_backward(ctx, d_loss, *_):
+def _td_backward(ctx, d_loss, *_, unscaled=False):
     if torch.is_grad_enabled():  # create_graph: the gradients would pass for constants
         raise RuntimeError("townlet.td_unroll: double backward is not supported")
     d_x, *d_weights = ctx.saved_tensors
-    scale = d_loss.view(-1, 1, 1)
+    d_weights = d_weights or ctx.home
     out = [None] * ctx.inputs
-    if ctx.feature_grads:
-        out[_FEATURES] = d_x * scale.unsqueeze(-1)
-    if ctx.param_grads:
-        for i, (d, there) in enumerate(zip(d_weights, ctx.present, strict=True)):
-            if there:
-                out[i] = d * (scale if d.dim() == 3 else scale.squeeze(-1))
+    if unscaled:
+        out[_FEATURES] = d_x if ctx.feature_grads else None
+        for i, d in zip(ctx.present, d_weights, strict=True):
+            out[i] = d
+        return tuple(out)
+    scale = d_loss.view(-1, 1, 1)
+    out[_FEATURES] = d_x * scale.unsqueeze(-1) if ctx.feature_grads else None
+    for i, d in zip(ctx.present, d_weights, strict=True):
+        out[i] = d * (scale if d.dim() == 3 else scale.squeeze(-1))
     return tuple(out)
 
 
@@ -462,26 +492,26 @@ torch.library.register_autograd("townlet::td_unroll", _td_backward, setup_contex
 
 
 class _TDUnroll(torch.autograd.Function):
-    """The same formula without the registration's bookkeeping."""
+    """The same formula without the registration's bookkeeping, and with a place for the gradients of the weights."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        out = torch.ops.townlet.td_unroll(*inputs)
+    def forward(ctx, *arguments):
+        *inputs, home = arguments
+        if home is None:
+            out = torch.ops.townlet.td_unroll(*inputs)
+        else:
+            *others, _, feature_grads = inputs
+            out = torch.ops.townlet.td_unroll_into(*others, feature_grads, home)
         ctx.set_materialize_grads(False)  # else fifteen tensors of zeros are made for outputs without a gradient
         _td_setup(ctx, inputs, out)
+        ctx.home = home or ()
         return out
 
     @staticmethod
-    def backward(ctx, d_loss, *rest):
+    def backward(ctx, d_loss, *_):
         # of a plain loss.sum(): nothing to multiply by.  Not asked of an accelerator, which would have to be waited for
-        if torch.is_grad_enabled() or d_loss.device.type != "cpu" or bool((d_loss != 1.0).any()):
-            return _td_backward(ctx, d_loss, *rest)
-        d_x, *d_weights = ctx.saved_tensors
-        out = [None] * ctx.inputs
-        out[_FEATURES] = d_x if ctx.feature_grads else None
-        if ctx.param_grads:
-            out[:_WEIGHTS] = (d if there else None for d, there in zip(d_weights, ctx.present, strict=True))
-        return tuple(out)
+        unscaled = d_loss.device.type == "cpu" and bool((d_loss == 1.0).all())
+        return (*_td_backward(ctx, d_loss, unscaled=unscaled), None)
 
 
 def _unroll_setup(ctx, inputs, output) -> None:

@@ -363,6 +363,21 @@ def check_params(prefix: str, p: RecurrentQParams) -> tuple[int, int, int, int, 
     return P, D, H, F, A
 
 
+def check_grads(grads: RecurrentQParams, online: RecurrentQParams) -> None:
+    """Buffers for the gradients of `online`; ValueError names the one that does not fit."""
+    for name, g, w in zip(RecurrentQParams._fields, grads, online, strict=True):
+        if w is None or g is None:
+            if w is not g:
+                raise ValueError(f"grads.{name} and online.{name} differ: one of them is None")
+            continue
+        _check(f"grads.{name}", g, tuple(w.shape), (w.dtype,), w)
+        if not g[0].is_contiguous() or (g.shape[0] > 1 and g.stride(0) < g[0].numel()) or g.requires_grad:
+            raise ValueError(
+                f"grads.{name} has strides {list(g.stride())} and requires_grad={g.requires_grad}; "
+                "expected contiguous rows of a member, one member after the other, and no gradient"
+            )
+
+
 def check_td(online: RecurrentQParams, target: RecurrentQParams | None, batch: SequenceBatch, spec: TDSpec) -> Sizes:
     """The sizes of a call of td_unroll; ValueError names the argument, what came and what was expected."""
     P, D, H, F, A = check_params("online.", online)

@@ -54,6 +54,8 @@ class VectorizedPopulation:
     Attributes:
         online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
         online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32.
+        recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head; None
+            without memory, where the operator sees other weights than the parameters.
         packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
         lr, gamma, clip_norm: float32 [P]; may be written between updates.
 
@@ -105,6 +107,7 @@ class VectorizedPopulation:
         self.adam_steps = 0
         gradients = self._views(self.grad_flat)
         self._gradients = list(gradients.values())
+        self.recurrent_grads = network.recurrent(gradients) if memory else None
         self.online: dict[str, Tensor] = {}
         for name, view in self._views(self.online_flat).items():
             view.copy_(initial[name])
@@ -209,10 +212,14 @@ class VectorizedPopulation:
         A parameter that the loss does not reach gets 0.
         """
         gradients = torch.autograd.grad(loss.sum(), list(self.online.values()), allow_unused=True)
-        pairs = list(zip(self._gradients, gradients, strict=True))
-        torch._foreach_copy_([v for v, g in pairs if g is not None], [g for _, g in pairs if g is not None])
-        for unreached in [v for v, g in pairs if g is None]:
-            unreached.zero_()
+        to, new = [], []
+        for home, g in zip(self._gradients, gradients, strict=True):
+            if g is None:
+                home.zero_()
+            elif g.data_ptr() != home.data_ptr():  # else it was written there
+                to.append(home)
+                new.append(g)
+        torch._foreach_copy_(to, new)
 
     @torch.no_grad()
     def adam_step(self) -> Tensor:
@@ -251,7 +258,7 @@ class VectorizedPopulation:
             self.target_flat.lerp_(self.online_flat, tau)
         else:
             raise ValueError(f"mode is {mode!r}; expected 'hard' or 'soft'")
-        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype)
+        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -302,7 +309,7 @@ class VectorizedPopulation:
         self.adam_steps, self.act_count = int(state["adam_steps"]), int(state["act_count"])
         self.seeds = [int(s) for s in state["seeds"]]
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
-        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype)
+        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
 
 
 def require_finite(what: str, value: Tensor) -> None:

@@ -57,7 +57,7 @@ class Trainer:
         record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or
             under runs/. None: only when ``config.run_dir`` is given.
         folder: an existing run folder to go on writing to (``resume`` uses it).
-        td_unroll: the fused operator; tests pass broken twins.
+        td_unroll: the fused operator, None for `ops.td_unroll`; tests pass broken twins.
         make: opens worlds, ``make(env_id, n, **args)``.
         say: receives lines meant for a person (memory, what resuming does).
 
@@ -75,7 +75,7 @@ class Trainer:
         *,
         record: bool | None = None,
         folder: str | Path | None = None,
-        td_unroll: Callable[..., Any] = ops.td_unroll,
+        td_unroll: Callable[..., Any] | None = None,
         make: Callable[..., VectorAdapter] = make_worlds,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:

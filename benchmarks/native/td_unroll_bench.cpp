@@ -138,15 +138,12 @@ struct Update {
     q.h_final = h_final.data();
     q.c_final = c_final.data();
     q.param_grads = true;
-    q.grad = {grad[plain::kWIh].data(),
-              grad[plain::kWHh].data(),
-              grad[plain::kBias].data(),
-              nullptr,
-              nullptr,
-              grad[plain::kWQ].data(),
-              grad[plain::kBQ].data(),
-              nullptr,
-              nullptr};
+    const auto rows = [this](int part) { return GradRows{grad[part].data(), 0}; };  // of one member
+    q.grad.w_ih = rows(plain::kWIh);
+    q.grad.w_hh = rows(plain::kWHh);
+    q.grad.bias = rows(plain::kBias);
+    q.grad.w_adv = rows(plain::kWQ);
+    q.grad.b_adv = rows(plain::kBQ);
     q.bad_action = &bad_action;
     kernels().td_unroll(q, kSerial);
   }

@@ -9,6 +9,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../td_unroll.h"
 #include "arena.h"
 
@@ -61,6 +65,20 @@ const Kernels& pick() {
 
 constexpr std::size_t kAlign = 64;
 constexpr std::size_t kKept = 8;  // free buffers kept at most
+constexpr std::size_t kHugePage = std::size_t(2) << 20;
+
+// Large buffers ask for huge pages: an update walks through all of its scratch, more than the TLB reaches in small
+// ones.
+float* allocate(std::size_t bytes) {
+  const bool large = bytes >= 2 * kHugePage;
+  const std::size_t align = large ? kHugePage : kAlign;
+  void* const data = std::aligned_alloc(align, (bytes + align - 1) / align * align);
+  if (!data) throw std::bad_alloc();
+#if defined(__linux__)
+  if (large) madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: it may fail without harm
+#endif
+  return static_cast<float*>(data);
+}
 
 struct Buffer {
   float* data;
@@ -105,7 +123,7 @@ Arena::Arena(int64_t floats) : data(nullptr), bytes_(0) {
       return;
     }
   }
-  data = static_cast<float*>(::operator new(need, std::align_val_t(kAlign)));
+  data = allocate(need);
   bytes_ = need;
 }
 
@@ -119,7 +137,7 @@ Arena::~Arena() {
     drop = p.front();  // the one longest unused
     p.erase(p.begin());
   }
-  ::operator delete(drop.data, std::align_val_t(kAlign));
+  std::free(drop.data);
 }
 
 }  // namespace townlet

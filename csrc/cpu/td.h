@@ -346,27 +346,18 @@ struct TDRun {
     const Rows y{[](const Shard& s) -> const float* { return s.lstm.Y; }, LstmScratch<Op>::output_stride(H)};
     if (part < gate_items) {
       const int64_t first = part * gate_group;
-      const LstmWeightGrad<Op> w{D,
-                                 H,
-                                 g.w_ih + p * 4 * H * D,
-                                 g.w_hh + p * 4 * H * H,
-                                 g.bias + p * 4 * H,
-                                 first,
-                                 lesser(first + gate_group, gate_blocks),
-                                 buffer};
+      const LstmWeightGrad<Op> w{
+          D, H, g.w_ih.of(p), g.w_hh.of(p), g.bias.of(p), first, lesser(first + gate_group, gate_blocks), buffer};
       w.begin();
       for (int64_t s = 0; s < shards; ++s) w.add(shard(p, s).lstm, L, S);
       w.finish();
     } else if (part < gate_items + fc_blocks) {
       const int64_t col = (part - gate_items) * kWide, n = lesser(kWide, net.F - col);
-      head_grad(p, n, H, col, d_hidden, y, buffer, [&](int64_t i) {
-        const int64_t row = p * net.F + col + i;
-        return HeadRow{g.w_fc + row * H, g.b_fc + row};
-      });
+      head_grad(p, n, H, col, d_hidden, y, buffer,
+                [&](int64_t i) { return HeadRow{g.w_fc.of(p) + (col + i) * H, g.b_fc.of(p) + col + i}; });
     } else {
       head_grad(p, net.outputs, net.F, 0, outputs, net.has_fc ? hidden : y, buffer, [&](int64_t i) {
-        const int64_t row = p * A + i;
-        return i < A ? HeadRow{g.w_adv + row * net.F, g.b_adv + row} : HeadRow{g.w_val + p * net.F, g.b_val + p};
+        return i < A ? HeadRow{g.w_adv.of(p) + i * net.F, g.b_adv.of(p) + i} : HeadRow{g.w_val.of(p), g.b_val.of(p)};
       });
     }
   }
