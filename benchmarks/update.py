@@ -295,7 +295,8 @@ class Phases:
     def __init__(self, learner: Learner):
         self.spent = dict.fromkeys(self.PARTS, 0.0)
         population, replay = learner.population, learner.replay
-        self._wrap("sample", replay, "sample")
+        self._wrap("sample", replay, "draw")
+        self._wrap("sample", replay, "windows_at")
         self._wrap("encode", population.network, "encode")
         self._wrap("op", learner, "td_unroll")
         self._wrap("backward", population, "backward")

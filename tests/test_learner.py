@@ -53,8 +53,9 @@ def make(seeds: list[int], td_unroll: Any = None, spec: dict[str, Any] | None = 
     lr = arguments.pop("lr", 1e-2)
     stored = arguments.pop("stored", "before")
     prioritised = arguments.pop("prioritised", True)
+    deferred = arguments.pop("deferred", None)
     network = RecurrentQNetwork(OBS, A, encoder=(9,), hidden_size=H, head_size=7)
-    population = VectorizedPopulation(network, seeds, num_envs=E, gamma=GAMMA, lr=lr, memory=memory)
+    population = VectorizedPopulation(network, seeds, num_envs=E, gamma=GAMMA, lr=lr, memory=memory, deferred=deferred)
     replay = SequentialReplayBuffer(
         members=len(seeds), num_envs=E, capacity=E * 42, obs_size=OBS, n_actions=A, hidden_size=H, seq_len=S,
         seeds=seeds, prioritised=prioritised,
@@ -129,13 +130,13 @@ def test_priorities_reach_the_buffer() -> None:
 
     learner.td_unroll = remember
     sampled: list[ReplaySample] = []
-    draw = learner.replay.sample
+    windows = learner.replay.windows_at
 
-    def sample(batch_size: int) -> ReplaySample:
-        sampled.append(draw(batch_size))
+    def windows_at(draws: Tensor) -> ReplaySample:
+        sampled.append(windows(draws))
         return sampled[-1]
 
-    learner.replay.sample = sample  # type: ignore[method-assign]
+    learner.replay.windows_at = windows_at  # type: ignore[method-assign]
     before = learner.replay.state_dict()["priority"].clone()
     learner.update()
     after = learner.replay.state_dict()["priority"].view(2, -1)
@@ -389,7 +390,7 @@ def test_a_buffer_of_other_members_is_refused() -> None:
 
 def test_an_empty_buffer_is_refused() -> None:
     learner = make([1, 2])
-    learner.replay._start.fill_(-1)
+    learner.replay._count.zero_()
     with pytest.raises(ValueError, match="replay cannot be sampled yet"):
         learner.update()
 

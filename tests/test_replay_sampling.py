@@ -10,7 +10,7 @@ import torch
 from replay_cases import OBS, A, H, buffer, filled, set_priorities, step
 from torch import Tensor
 
-from townlet import replay as replay_module
+from townlet import device as devices
 from townlet.replay import SequentialReplayBuffer
 
 # -- sampling laws -------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_memory_is_measured_stated_and_refused_before_allocation(
     ):
         SequentialReplayBuffer(**(sizes | {"capacity": 10**12}), seeds=[1, 2])
     monkeypatch.undo()
-    monkeypatch.setattr(replay_module, "_machine_memory", lambda: 2**62)
+    monkeypatch.setattr(devices, "memory", lambda device: 2**62)
     with pytest.raises(MemoryError, match="allocation failed"):
         SequentialReplayBuffer(**(sizes | {"capacity": 10**15}), seeds=[1, 2])
 

@@ -10,15 +10,17 @@ Symbols: P members, B sequences per member, S transitions per sequence, L burn-i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import device as devices
 from . import ops
 from .params import SequenceBatch, TDOutput, TDSpec
-from .population import VectorizedPopulation, per_member, require_finite
+from .population import VectorizedPopulation, per_member
 from .replay import SequentialReplayBuffer
 
 TDUnroll = Callable[..., TDOutput]
@@ -60,7 +62,9 @@ class Learner:
             raise ValueError(f"replay has {replay.members} members; expected the population's {population.members}")
         if spec.burn_in >= replay.seq_len:
             raise ValueError(f"spec.burn_in is {spec.burn_in}; expected less than replay's seq_len, {replay.seq_len}")
-        if not torch.equal(per_member("spec.gamma", spec.gamma, population.members), population.gamma):
+        if replay.device != population.device:
+            raise ValueError(f"replay is on {replay.device}; expected {population.device}, the population's device")
+        if not torch.equal(per_member("spec.gamma", spec.gamma, population.members), population.gamma.cpu()):
             raise ValueError(
                 f"spec.gamma is {spec.gamma}; expected the population's gamma, {population.gamma.tolist()}"
             )
@@ -70,7 +74,7 @@ class Learner:
             )
         self.population = population
         self.replay = replay
-        self.spec = spec
+        self.spec = replace(spec, gamma=population.gamma)  # on the population's device
         self.batch_size = batch_size
         self.sync_every = sync_every
         self.tau = tau
@@ -86,11 +90,20 @@ class Learner:
             transitions after burn-in that were trained on.
 
         Errors: ValueError when replay does not hold a window yet, or naming the members whose observations, loss or
-            gradients are not finite; no parameter has been touched then.
+            gradients are not finite (where the population defers checks, by its `check`); no parameter has been
+            touched then.
         """
+        draws = devices.upload(self.replay.draw(self.batch_size), self.replay.device)
+        syncs = self.use_target and (self.updates + 1) % self.sync_every == 0
+        metrics = self._step(draws, syncs)
+        self.updates += 1
+        return metrics
+
+    def _step(self, draws: Tensor, syncs: bool) -> dict[str, Tensor]:
+        """All of an update that a device does, from the draws on."""
         population, network = self.population, self.population.network
-        sample = self.replay.sample(self.batch_size)
-        require_finite("a replayed observation", sample.obs)
+        sample = self.replay.windows_at(draws)
+        good = population.finite("a replayed observation", sample.obs)
 
         features_online = network.encode(population.online, sample.obs)
         features_target = None
@@ -113,13 +126,14 @@ class Learner:
         )
         online = population.recurrent(population.online)
         out = self.td_unroll(online, population.packed_target if self.use_target else None, batch, self.spec)
-        require_finite("loss", out.loss)
+        good = population.finite("loss", out.loss, good)
 
         population.backward(out.loss)
-        grad_norm = population.adam_step()
-        self.replay.update_priorities(sample, out.priority)
-        self.updates += 1
-        if self.use_target and self.updates % self.sync_every == 0:
+        grad_norm = population.adam_step(good)
+        if good is not None:
+            good = good & grad_norm.isfinite().all()
+        self.replay.update_priorities(sample, out.priority, good)
+        if syncs:
             if self.tau is None:
                 population.sync_target("hard")
             else:

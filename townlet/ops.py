@@ -140,7 +140,8 @@ def td_unroll(
     panels = packed.panels if packed is not None else None
     if plain is not None and panels is None:
         panels = torch.ops.townlet.pack(*(None if v is None else v.detach() for v in plain), bf16)
-    gamma = spec.gamma.to(online.w_ih) if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma)
+    x = batch.features_online
+    gamma = spec.gamma.to(x) if isinstance(spec.gamma, Tensor) else x.new_full((size.P,), spec.gamma)
     grad = torch.is_grad_enabled()
     param_grads = grad and any(v is not None and v.requires_grad for v in online)
     feature_grads = grad and batch.features_online.requires_grad

@@ -290,7 +290,7 @@ def check_epsilon(epsilon: Tensor) -> None:
 
 
 def check_adam(
-    weights: Tensor, m: Tensor, v: Tensor, grad: Tensor, lr: Tensor, clip_norm: Tensor | None, step: int
+    weights: Tensor, m: Tensor, v: Tensor, grad: Tensor, lr: Tensor, clip_norm: Tensor | None, step: int | Tensor
 ) -> None:
     """The arguments of adam_step; ValueError names what does not fit."""
     if not isinstance(weights, Tensor) or weights.dim() != 2 or 0 in weights.shape:
@@ -305,7 +305,7 @@ def check_adam(
     _check("lr", lr, (P,), (weights.dtype,), weights)
     if clip_norm is not None:
         _check("clip_norm", clip_norm, (P,), (weights.dtype,), weights)
-    if step < 1:
+    if isinstance(step, int) and step < 1:
         raise ValueError(f"step is {step}; expected at least 1")
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ops
+from . import device as devices
+from . import ops, reference
 from .networks import RecurrentNetwork, check_seeds, cut_memory
 from .params import ActorParams, RecurrentQParams
 
@@ -50,6 +51,9 @@ class VectorizedPopulation:
         clip_norm: largest global gradient norm per member, a number or one per member; None: no clipping.
         compute_dtype: that of the learner's TDSpec, for which the target is packed.
         memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
+        device: where weights, optimiser and acting state live.
+        deferred: values that are not finite are noted on the device and reported by `check`, so that an update waits
+            for nothing; an update that meets one changes no number. None: on a GPU; False raises at once.
 
     Attributes:
         online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
@@ -57,7 +61,7 @@ class VectorizedPopulation:
         recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head; None
             without memory, where the operator sees other weights than the parameters.
         packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
-        lr, gamma, clip_norm: float32 [P]; may be written between updates.
+        lr, gamma, clip_norm: float32 [P]; may be written between updates (into the tensors: a graph knows no others).
 
     Errors: ValueError naming the argument.
     """
@@ -75,6 +79,8 @@ class VectorizedPopulation:
         clip_norm: float | Sequence[float] | Tensor | None = 10.0,
         memory: bool = True,
         compute_dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        deferred: bool | None = None,
     ):
         check_seeds(seeds)
         if num_envs < 1:
@@ -85,6 +91,8 @@ class VectorizedPopulation:
         self.num_envs = num_envs
         self.memory = memory
         self.compute_dtype = compute_dtype
+        self.device = devices.resolve(str(device))
+        self.deferred = self.device.type != "cpu" if deferred is None else deferred
         self.gamma = per_member("gamma", gamma, self.members)
         self.lr = per_member("lr", lr, self.members)
         self.clip_norm = None if clip_norm is None else per_member("clip_norm", clip_norm, self.members)
@@ -95,6 +103,9 @@ class VectorizedPopulation:
             raise ValueError(f"lr is {lr}; expected positive values")
         if self.clip_norm is not None and not bool((self.clip_norm > 0).all()):
             raise ValueError(f"clip_norm is {clip_norm}; expected positive values or None")
+        self.gamma, self.lr = self.gamma.to(self.device), self.lr.to(self.device)
+        if self.clip_norm is not None:
+            self.clip_norm = self.clip_norm.to(self.device)
 
         initial = network.init(self.seeds)
         self._slots: dict[str, tuple[int, tuple[int, ...]]] = {}  # name -> (offset in a row, shape [P, ...])
@@ -102,9 +113,12 @@ class VectorizedPopulation:
         for name, value in initial.items():
             self._slots[name] = (offset, tuple(value.shape))
             offset += -(-value[0].numel() // _ALIGN) * _ALIGN
-        flat = [torch.zeros(self.members, offset) for _ in range(5)]
+        flat = [torch.zeros(self.members, offset, device=self.device) for _ in range(5)]
         self.online_flat, self.target_flat, self.grad_flat, self.adam_m, self.adam_v = flat
-        self.adam_steps = 0
+        self.adam_steps: int | Tensor = 0
+        if self.deferred:  # whether a step is made is known to the device alone, so it counts them
+            self.adam_steps = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._trouble: dict[str, Tensor] = {}  # what was not finite -> which members [P]
         gradients = self._views(self.grad_flat)
         self._gradients = list(gradients.values())
         self.recurrent_grads = network.recurrent(gradients) if memory else None
@@ -120,7 +134,7 @@ class VectorizedPopulation:
         self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
         self.act_count = 0
-        self._h = torch.zeros(self.members, num_envs, network.hidden_size)
+        self._h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self._c = torch.zeros_like(self._h)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
@@ -154,13 +168,13 @@ class VectorizedPopulation:
             legal: [P, E, A] bool or None; a row without a legal action counts as all legal.
             epsilon: probability of a uniform draw over the legal actions; one number, [P] or [P, E].
 
-        Returns: actions [P, E] int64. Ties go to the lowest action. An environment's draws depend on its member's
-            seed, its own index and `act_count` only.
+        Returns: actions [P, E] int64, on the population's device. Ties go to the lowest action. An environment's draws
+            depend on its member's seed, its own index and `act_count` only.
 
         Errors: ValueError naming the argument for wrong shapes or an epsilon outside [0, 1].
         """
         P, E = self.members, self.num_envs
-        x = torch.as_tensor(obs, dtype=torch.float32)
+        x = self._here(obs, torch.float32)
         if x.shape[:2] != (P, E):
             raise ValueError(f"obs has shape {list(x.shape)}; expected [P, E, obs_size] = [{P}, {E}, ...]")
         if self._acting_version != self.online_flat._version:  # the weights were written since they were packed
@@ -173,8 +187,8 @@ class VectorizedPopulation:
             x if self._encodes else self.network.encode(self.online, x),
             self._h,
             self._c,
-            torch.as_tensor(reset, dtype=torch.bool),
-            None if legal is None else torch.as_tensor(legal, dtype=torch.bool),
+            self._here(reset, torch.bool),
+            None if legal is None else self._here(legal, torch.bool),
             self._explore_probability(epsilon),
             self._keys,
             self.act_count,
@@ -183,6 +197,9 @@ class VectorizedPopulation:
             self._h, self._c = out.h, out.c
         self.act_count += 1
         return out.action
+
+    def _here(self, value: Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
+        return devices.upload(torch.as_tensor(value, dtype=dtype), self.device)
 
     def _explore_probability(self, epsilon: float | Sequence[float] | Tensor) -> Tensor:
         """epsilon as float64 [P, E]."""
@@ -222,27 +239,46 @@ class VectorizedPopulation:
         torch._foreach_copy_(to, new)
 
     @torch.no_grad()
-    def adam_step(self) -> Tensor:
+    def adam_step(self, good: Tensor | None = None) -> Tensor:
         """Clips each member's gradient by its global norm, then one Adam step (Kingma & Ba 2015) for all members.
+
+        good: what `finite` returned so far; where it is False nothing is changed.
 
         Returns: the gradient norms before clipping, [P].
 
         Errors: ValueError naming the members whose gradient is not finite; nothing has been changed then.
         """
-        norm = ops.adam_step(
-            self.online_flat,
-            self.adam_m,
-            self.adam_v,
-            self.grad_flat,
-            self.lr,
-            self.clip_norm,
-            self.adam_betas,
-            self.adam_eps,
-            self.adam_steps + 1,
-        )
-        require_finite("gradient", norm)
-        self.adam_steps += 1
+        state = (self.online_flat, self.adam_m, self.adam_v, self.grad_flat, self.lr, self.clip_norm)
+        settings = (self.adam_betas, self.adam_eps, self.adam_steps + 1)
+        if isinstance(self.adam_steps, int):
+            norm = ops.adam_step(*state, *settings)  # type: ignore[arg-type]
+        else:
+            norm = reference.adam_step(*state, *settings, good)
+        good = self.finite("gradient", norm, good)
+        self.adam_steps += 1 if good is None else good
         return norm
+
+    def finite(self, what: str, value: Tensor, so_far: Tensor | None = None) -> Tensor | None:
+        """Whether `value` [P, ...] is finite, and all that was asked before it (`so_far`): a bool [] on the device.
+
+        Only where checks are deferred, for `check` to report; else None, and ValueError naming the members at once.
+        """
+        if not self.deferred:
+            require_finite(what, value)
+            return None
+        bad = ~_sums(value).isfinite()
+        if what not in self._trouble:
+            self._trouble[what] = torch.zeros_like(bad)
+        self._trouble[what] |= bad
+        return ~bad.any() if so_far is None else so_far & ~bad.any()
+
+    def check(self) -> None:
+        """Waits for the device. Errors: ValueError naming members whose values were not finite since the last call."""
+        found = {what: bad.clone() for what, bad in self._trouble.items()}
+        for bad in self._trouble.values():
+            bad.zero_()
+        for what, bad in found.items():  # in the order of the update: what came first caused the rest
+            _name_members(what, bad)
 
     @torch.no_grad()
     def sync_target(self, mode: str = "hard", tau: float = 1.0) -> None:
@@ -258,7 +294,18 @@ class VectorizedPopulation:
             self.target_flat.lerp_(self.online_flat, tau)
         else:
             raise ValueError(f"mode is {mode!r}; expected 'hard' or 'soft'")
-        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
+        self._pack_target()
+
+    def _pack_target(self) -> None:
+        new = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
+        if not (self.deferred and hasattr(self, "packed_target")):
+            self.packed_target = new
+            return
+        # in place: a graph of the update reads these tensors
+        packed, target = ((*p.params, p.panels) for p in (self.packed_target, new))
+        for held, fresh in zip(packed, target, strict=True):
+            if held is not None and fresh is not None:
+                held.copy_(fresh)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -270,7 +317,7 @@ class VectorizedPopulation:
             key: {name: v.clone() for name, v in self._views(f).items()} for key, f in zip(buffers, flat, strict=True)
         }
         out |= {"h": self._h.clone(), "c": self._c.clone(), "lr": self.lr.clone(), "gamma": self.gamma.clone()}
-        out |= {"adam_steps": self.adam_steps, "act_count": self.act_count, "seeds": list(self.seeds)}
+        out |= {"adam_steps": int(self.adam_steps), "act_count": self.act_count, "seeds": list(self.seeds)}
         return out
 
     @torch.no_grad()
@@ -304,20 +351,31 @@ class VectorizedPopulation:
         for key, buffer in flat.items():
             for name, view in self._views(buffer).items():
                 view.copy_(state[key][name])
-        self._h, self._c = state["h"].clone(), state["c"].clone()
-        self.lr, self.gamma = state["lr"].clone(), state["gamma"].clone()
-        self.adam_steps, self.act_count = int(state["adam_steps"]), int(state["act_count"])
+        for mine, saved in ((self._h, "h"), (self._c, "c"), (self.lr, "lr"), (self.gamma, "gamma")):
+            mine.copy_(state[saved])
+        if isinstance(self.adam_steps, int):
+            self.adam_steps = int(state["adam_steps"])
+        else:
+            self.adam_steps.fill_(int(state["adam_steps"]))
+        self.act_count = int(state["act_count"])
         self.seeds = [int(s) for s in state["seeds"]]
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
-        self.packed_target = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
+        self._pack_target()
 
 
 def require_finite(what: str, value: Tensor) -> None:
     """ValueError naming the members (first axis of `value`) that hold NaN or infinity."""
-    sums = value.detach().reshape(value.shape[0], -1).sum(1)  # one pass; values whose sum overflows are as bad
-    if math.isfinite(sums.sum().item()):
-        return
-    bad = ~sums.isfinite()
+    sums = _sums(value)
+    if not math.isfinite(sums.sum().item()):
+        _name_members(what, ~sums.isfinite())
+
+
+def _sums(value: Tensor) -> Tensor:
+    """[P]; one pass, and values whose sum overflows are as bad."""
+    return value.detach().reshape(value.shape[0], -1).sum(1)
+
+
+def _name_members(what: str, bad: Tensor) -> None:
     if bool(bad.any()):
         members = ", ".join(str(int(p)) for p in bad.nonzero())
         raise ValueError(f"{what} of member {members} is not finite (NaN or infinity); its parameters were not updated")

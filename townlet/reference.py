@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .device import upload
 from .params import (
     ACTING_STREAM,
     ActorParams,
@@ -74,7 +75,7 @@ def act(
 ) -> ActOutput:
     """Twin of `townlet.ops.act`; the same arguments, results and errors."""
     check_act(check_actor(actor), actor.recurrent.w_ih.dtype, obs, h, c, reset, legal, epsilon, seeds)
-    if epsilon is not None:
+    if epsilon is not None and epsilon.device.type == "cpu":
         check_epsilon(epsilon)
     for weight, bias in actor.layers:
         obs = torch.relu(obs @ weight.transpose(1, 2) + bias.unsqueeze(1))
@@ -90,11 +91,11 @@ def choose(q: Tensor, legal: Tensor | None, epsilon: Tensor | None, seeds: Tenso
     if epsilon is None or seeds is None:
         return greedy
     P, E = greedy.shape
-    keys = seeds.numpy().astype(np.uint64)
-    draws = torch.from_numpy(_C.philox_uniform(keys, ACTING_STREAM, step, 2 * E)).view(P, E, 2)
+    keys = seeds.cpu().numpy().astype(np.uint64)
+    draws = upload(torch.from_numpy(_C.philox_uniform(keys, ACTING_STREAM, step, 2 * E)), q.device).view(P, E, 2)
     rank = allowed.cumsum(-1)  # how many legal actions up to and including this one
     pick = (draws[..., 1] * rank[..., -1]).long()  # below their number, since draws are below 1
-    return torch.where(draws[..., 0] < epsilon, (rank <= pick.unsqueeze(-1)).sum(-1), greedy)
+    return torch.where(draws[..., 0] < upload(epsilon, q.device), (rank <= pick.unsqueeze(-1)).sum(-1), greedy)
 
 
 def lstm_unroll(
@@ -201,8 +202,8 @@ def td_unroll(
         raise ValueError(f"batch.action holds {came} at valid positions; expected 0 <= action < A = {size.A}")
     bad_member = ((action < 0) | (action >= size.A)).flatten(1).any(1)
     action = action.clamp(0, size.A - 1)
-    gamma = spec.gamma if isinstance(spec.gamma, Tensor) else torch.full((size.P,), spec.gamma, dtype=torch.float64)
-    gamma = gamma.to(reward).view(size.P, 1, 1)
+    gamma = spec.gamma.to(reward) if isinstance(spec.gamma, Tensor) else reward.new_full((size.P,), spec.gamma)
+    gamma = gamma.view(size.P, 1, 1)
 
     q, h_final, c_final = unroll_q(
         online, batch.features_online, batch.h0.detach(), batch.c0.detach(), batch.reset, L, dtype
@@ -249,20 +250,139 @@ def adam_step(
     clip_norm: Tensor | None,
     betas: tuple[float, float],
     eps: float,
-    step: int,
+    step: int | Tensor,
+    good: Tensor | None = None,
 ) -> Tensor:
-    """Twin of `townlet.ops.adam_step`: writes weights, m and v [P, N]; returns the gradient norms [P]."""
+    """Twin of `townlet.ops.adam_step`: writes weights, m and v [P, N]; returns the gradient norms [P].
+
+    It waits for no device: step may be a tensor [] too, and nothing is written where good (a bool []) is False.
+    """
     check_adam(weights, m, v, grad, lr, clip_norm, step)
     norm = grad.norm(dim=1)
-    if not bool(norm.isfinite().all()):
-        return norm
+    go = norm.isfinite().all() if good is None else good & norm.isfinite().all()
     if clip_norm is not None:
         grad = grad * (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
-    m += (1 - betas[0]) * (grad - m)
-    v.copy_(betas[1] * v + (1 - betas[1]) * grad * grad)
-    denominator = (v / (1 - betas[1] ** step)).sqrt() + eps
-    weights -= (lr / (1 - betas[0] ** step)).unsqueeze(1) * m / denominator
+    first = m + (1 - betas[0]) * (grad - m)
+    second = betas[1] * v + (1 - betas[1]) * grad * grad
+    denominator = (second / (1 - betas[1] ** step)).sqrt() + eps
+    moved = weights - (lr / (1 - betas[0] ** step)).unsqueeze(1) * first / denominator
+    for held, new in ((weights, moved), (m, first), (v, second)):
+        held.copy_(torch.where(go, new, held))
     return norm
+
+
+def replay_write(
+    obs_store: Tensor,
+    action_store: Tensor,
+    reward_store: Tensor,
+    terminated_store: Tensor,
+    reset_store: Tensor,
+    mask_store: Tensor,
+    legal_store: Tensor | None,
+    h_store: Tensor,
+    c_store: Tensor,
+    start: Tensor,
+    priority: Tensor,
+    count: Tensor,
+    closed: Tensor,
+    max_priority: Tensor,
+    obs: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    reset: Tensor,
+    mask: Tensor,
+    legal: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    first: int,
+    streams: int,
+    steps: int,
+    ring: int,
+    stride: int,
+    seq_len: int,
+    closes: bool,
+) -> None:
+    """Twin of `torch.ops.townlet.replay_write`: `steps` steps to each of `streams` streams from `first` on.
+
+    Stores may lie on a device whose CPU holds `count` and `closed`: what is known on the CPU is decided there, and
+    observations are checked where they come from the CPU.
+    """
+    which = slice(first, first + streams)
+    if obs.device.type == "cpu" and not bool(obs.isfinite().all()):
+        raise RuntimeError("obs holds NaN or infinity; expected finite numbers")
+    if bool(closed[which].any()) and bool((closed[which] & ~reset.reshape(streams, steps)[:, 0].cpu()).any()):
+        raise RuntimeError("reset is False in a stream that was closed; expected True there")
+    device = obs_store.device
+    stream = torch.arange(first, first + streams)
+    envs = count.shape[0] // max_priority.shape[0]
+    if legal is None and legal_store is not None:
+        legal = legal_store.new_ones(streams * steps, legal_store.shape[1])
+    stores = (obs_store, action_store, reward_store, terminated_store, reset_store, mask_store, legal_store)
+    values = (obs, action, reward, terminated, reset, mask, legal)
+    given = [
+        (store, upload(value, device).reshape(streams, steps, *store.shape[1:]).to(store.dtype))
+        for store, value in zip(stores, values, strict=True)
+        if store is not None and value is not None
+    ]
+    states = [(s, upload(v, device).reshape(streams, steps, -1)) for s, v in ((h_store, h), (c_store, c))]
+    last = count[which] + steps - 1
+    for i in range(steps):
+        step = count[which] + i
+        row = upload(stream * ring + step % ring, device)
+        for store, value in given:
+            store[row] = value[:, i]
+        # a new window begins, and the one that began at the step written over is gone
+        opening = (step % stride == 0).nonzero().flatten()
+        slot = upload((stream * ring + step % ring)[opening] // stride, device)
+        for store, value in states:
+            store[slot] = value[:, i][upload(opening, device)]
+        start[slot] = -1
+        # a window is complete with its last observation, if the ring still holds its start at the end of this call
+        begun = step - seq_len
+        complete = ((begun >= 0) & (begun % stride == 0) & (begun > last - ring)).nonzero().flatten()
+        slot = upload((stream * ring + begun % ring)[complete] // stride, device)
+        start[slot] = upload(begun[complete], device)
+        priority[slot] = max_priority[upload(stream[complete] // envs, device)]
+    count[which] += steps
+    closed[which] = closes
+
+
+def replay_windows(
+    obs_store: Tensor,
+    action_store: Tensor,
+    reward_store: Tensor,
+    terminated_store: Tensor,
+    reset_store: Tensor,
+    mask_store: Tensor,
+    legal_store: Tensor | None,
+    h_store: Tensor,
+    c_store: Tensor,
+    slot: Tensor,
+    start: Tensor,
+    ring: int,
+    stride: int,
+    seq_len: int,
+) -> tuple[Tensor, ...]:
+    """Twin of `torch.ops.townlet.replay_windows`: windows of seq_len transitions, slot and start [P, B]."""
+    P, S = slot.shape[0], seq_len
+    slots = ring // stride
+    envs = obs_store.shape[0] // (P * ring)
+    member = torch.arange(P, device=slot.device).unsqueeze(1)
+    stream = member * envs + slot // slots
+    row = stream.unsqueeze(-1) * ring + (start.unsqueeze(-1) + torch.arange(S + 1, device=slot.device)) % ring
+    state, taken = member * envs * slots + slot, row[..., :S]
+    return (
+        obs_store[row],
+        h_store[state],
+        c_store[state],
+        action_store[taken].long(),
+        reward_store[taken],
+        terminated_store[taken],
+        reset_store[row],
+        mask_store[taken],
+        mask_store.new_empty(0) if legal_store is None else legal_store[row],
+    )
 
 
 def spatial_encode(obs: Tensor, weights: SpatialWeights, height: int, width: int) -> Tensor:

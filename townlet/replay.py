@@ -14,7 +14,6 @@ K = T / stride window slots of a stream, H LSTM units, A actions.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, reference
 from . import _native as _native  # registers torch.ops.townlet
+from . import device as devices
 from .networks import check_seeds
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class SequentialReplayBuffer:
             between samples, to anneal it.
         seeds: one int per member; a member's draws depend on its seed and the number of samples drawn, not on P.
         store_legal: keep legal-action masks; without, samples carry None.
+        device: where steps, priorities and samples live. On a GPU, torch's own operations take the place of the
+            compiled ones, and neither sampling nor new priorities wait for it.
 
     The memory needed is logged before it is allocated; `measure` tells it beforehand.
 
@@ -100,6 +102,7 @@ class SequentialReplayBuffer:
         alpha: float = 0.6,
         beta: float = 0.4,
         store_legal: bool = True,
+        device: torch.device | str = "cpu",
     ):
         check_seeds(seeds)
         if len(seeds) != members:
@@ -111,7 +114,7 @@ class SequentialReplayBuffer:
         sizes = {"members": members, "num_envs": num_envs, "capacity": capacity, "obs_size": obs_size}
         sizes |= {"n_actions": n_actions, "hidden_size": hidden_size, "seq_len": seq_len}
         size = self.measure(**sizes, stride=stride, store_legal=store_legal)
-        self.members, self.num_envs = members, num_envs
+        self.members, self.num_envs, self.device = members, num_envs, devices.resolve(str(device))
         self.obs_size, self.n_actions, self.hidden_size = obs_size, n_actions, hidden_size
         self.seq_len, self.stride = seq_len, _stride(stride, seq_len)
         self.ring, self.nbytes = size.ring, size.nbytes
@@ -119,33 +122,40 @@ class SequentialReplayBuffer:
         self.seeds = [int(s) for s in seeds]
         self._keys = np.asarray(self.seeds, dtype=np.uint64)
         self._slots = self.ring // self.stride  # K
+        self._loops: Any = torch.ops.townlet if self.device.type == "cpu" else reference
 
         what = f"replay: {members} x {num_envs} streams of {self.ring} steps, {size.nbytes / 2**20:,.1f} MiB"
-        memory = _machine_memory()
+        memory = devices.memory(self.device)
         if size.nbytes > memory:
-            raise MemoryError(f"{what}; this machine has {memory / 2**20:,.1f} MiB: lower capacity")
+            where = devices.describe(self.device)
+            raise MemoryError(f"{what}; {where} has {memory / 2**20:,.1f} MiB: lower capacity")
         log.info(what)
         streams, steps, states = members * num_envs, members * num_envs * self.ring, members * size.windows
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=self.device)
+
         try:
             self._data: dict[str, Tensor] = {  # one row per step of a stream
-                "obs": torch.zeros(steps, obs_size),
-                "action": torch.zeros(steps, dtype=torch.int32),
-                "reward": torch.zeros(steps),
-                "terminated": torch.zeros(steps, dtype=torch.bool),
-                "reset": torch.zeros(steps, dtype=torch.bool),
-                "mask": torch.zeros(steps, dtype=torch.bool),
+                "obs": zeros(steps, obs_size),
+                "action": zeros(steps, dtype=torch.int32),
+                "reward": zeros(steps),
+                "terminated": zeros(steps, dtype=torch.bool),
+                "reset": zeros(steps, dtype=torch.bool),
+                "mask": zeros(steps, dtype=torch.bool),
             }
             if store_legal:
-                self._data["legal"] = torch.zeros(steps, n_actions, dtype=torch.bool)
-            self._h = torch.zeros(states, hidden_size)  # one row per window slot
-            self._c = torch.zeros(states, hidden_size)
+                self._data["legal"] = zeros(steps, n_actions, dtype=torch.bool)
+            self._h = zeros(states, hidden_size)  # one row per window slot
+            self._c = zeros(states, hidden_size)
         except RuntimeError as error:
             raise MemoryError(f"{what}; allocation failed: {error}") from error
-        self._priority = torch.zeros(states, dtype=torch.float64)
-        self._start = torch.full((states,), -1, dtype=torch.int64)  # the slot's window, -1: none complete
+        self._priority = zeros(states, dtype=torch.float64)
+        self._start = zeros(states, dtype=torch.int64) - 1  # the slot's window, -1: none complete
+        self._max_priority = zeros(members, dtype=torch.float64) + 1
+        # these two follow from the calls alone; on the CPU they tell how much is held without asking a device
         self._count = torch.zeros(streams, dtype=torch.int64)  # steps ever written to each stream
         self._closed = torch.zeros(streams, dtype=torch.bool)  # the next step must open an episode
-        self._max_priority = torch.ones(members, dtype=torch.float64)
         self._samples = 0
         names = ("obs", "action", "reward", "terminated", "reset", "mask")
         self._fields = {name: (tuple(v.shape[1:]), _GIVEN.get(name, torch.bool)) for name, v in self._data.items()}
@@ -192,7 +202,11 @@ class SequentialReplayBuffer:
     @property
     def windows(self) -> Tensor:
         """How many complete windows each member holds, int64 [P]."""
-        return (self._start.view(self.members, -1) >= 0).sum(1)
+        first = (self._count - self.ring).clamp(min=0)  # step still held
+        last = self._count - 1 - self.seq_len  # step that a complete window starts at
+        every = self.stride
+        held = last.div(every, rounding_mode="floor") - (first - 1).div(every, rounding_mode="floor")
+        return held.clamp(min=0).view(self.members, -1).sum(1)
 
     @property
     def ready(self) -> bool:
@@ -325,7 +339,7 @@ class SequentialReplayBuffer:
         names = ("obs", "action", "reward", "terminated", "reset", "mask")
         tables = (self._start, self._priority, self._count, self._closed, self._max_priority)
         try:
-            torch.ops.townlet.replay_write(
+            self._loops.replay_write(
                 *self._stores,
                 *tables,
                 *(data[name] for name in names),
@@ -361,12 +375,21 @@ class SequentialReplayBuffer:
         Errors: ValueError when a member does not hold a complete window yet (saying what is missing), or for a
             batch_size below 1.
         """
+        return self.windows_at(devices.upload(self.draw(batch_size), self.device))
+
+    def draw(self, batch_size: int) -> Tensor:
+        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Errors: as `sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         lacking = self.missing()
         if lacking:
             raise ValueError(f"replay cannot be sampled yet: {lacking}")
-        P, B = self.members, batch_size
+        self._samples += 1
+        return torch.from_numpy(_C.philox_uniform(self._keys, REPLAY_STREAM, self._samples - 1, batch_size))
+
+    def windows_at(self, draws: Tensor) -> ReplaySample:
+        """The sample that uniform numbers [P, B] on the buffer's device point to; nothing here waits for the device."""
+        P = self.members
         starts = self._start.view(P, -1)  # [P, E*K]
         held = starts >= 0
         mass = held.double()
@@ -374,19 +397,17 @@ class SequentialReplayBuffer:
             mass *= (self._priority.view(P, -1) + PRIORITY_FLOOR) ** self.alpha
         edges = mass.cumsum(1)
         total = edges[:, -1:]
-        draws = torch.from_numpy(_C.philox_uniform(self._keys, REPLAY_STREAM, self._samples, B))
-        self._samples += 1
         # strictly below the total even after rounding, so that the slot found has mass
         point = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
         slot = torch.searchsorted(edges, point, right=True)  # [P, B]
         start = starts.gather(1, slot)
-        weight = torch.ones(P, B, dtype=torch.float64)
+        weight = torch.ones_like(draws)
         if self.prioritised:
             probability = mass.gather(1, slot) / total
             weight = (held.sum(1, keepdim=True) * probability) ** -self.beta
             weight /= weight.amax(1, keepdim=True)
 
-        obs, h0, c0, action, reward, terminated, reset, mask, legal = torch.ops.townlet.replay_windows(
+        obs, h0, c0, action, reward, terminated, reset, mask, legal = self._loops.replay_windows(
             *self._stores, slot, start, self.ring, self.stride, self.seq_len
         )
         return ReplaySample(
@@ -404,25 +425,41 @@ class SequentialReplayBuffer:
             start=start,
         )
 
-    def update_priorities(self, sample: ReplaySample, priority: Tensor) -> None:
+    def update_priorities(self, sample: ReplaySample, priority: Tensor, good: Tensor | None = None) -> None:
         """New priorities [P, B] for the windows of `sample`; one that was overwritten since keeps the new occupant's.
 
-        A window drawn twice takes one of its values. Errors: ValueError for another shape, or values that are not
-        finite and non-negative (naming the members); nothing has been changed then.
+        A window drawn twice takes one of its values. good: a bool [] on the buffer's device; where it is False nothing
+        is changed, and with it nothing is checked here, so that nobody waits for the device.
+
+        Errors: ValueError for another shape and, without `good`, for values that are not finite and non-negative
+        (naming the members); nothing has been changed then.
         """
         if tuple(priority.shape) != tuple(sample.slot.shape):
             raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
-        # a few hundred numbers: NumPy, on the same memory, has a fraction of torch's cost per call
-        value = priority.detach().double().numpy()
-        good = np.isfinite(value) & (value >= 0)
-        if not good.all():
-            bad = np.flatnonzero(~good.all(1)).tolist()
-            raise ValueError(f"priority of member {bad} is negative or not finite")
-        members = np.arange(self.members)[:, None]
-        index = sample.slot.numpy() + members * (self._slots * self.num_envs)
-        current = self._start.numpy()[index] == sample.start.numpy()
-        self._priority.numpy()[index[current]] = value[current]
-        self._max_priority = torch.from_numpy(np.maximum(self._max_priority.numpy(), value.max(1)))
+        if good is None:
+            # a few hundred numbers: NumPy, on the same memory, has a fraction of torch's cost per call
+            value = priority.detach().double().cpu().numpy()
+            fine = np.isfinite(value) & (value >= 0)
+            if not fine.all():
+                bad = np.flatnonzero(~fine.all(1)).tolist()
+                raise ValueError(f"priority of member {bad} is negative or not finite")
+            if self.device.type == "cpu":
+                members = np.arange(self.members)[:, None]
+                index = sample.slot.numpy() + members * (self._slots * self.num_envs)
+                current = self._start.numpy()[index] == sample.start.numpy()
+                self._priority.numpy()[index[current]] = value[current]
+                self._max_priority = torch.from_numpy(np.maximum(self._max_priority.numpy(), value.max(1)))
+                return
+            good = torch.ones((), dtype=torch.bool, device=self.device)
+        self._write_priorities(sample, priority.detach().double(), good)
+
+    def _write_priorities(self, sample: ReplaySample, value: Tensor, good: Tensor) -> None:
+        members = torch.arange(self.members, device=self.device).unsqueeze(1)
+        index = sample.slot + members * (self._slots * self.num_envs)
+        keep = good & (self._start[index] == sample.start)
+        self._priority[index] = torch.where(keep, value, self._priority[index])
+        highest = torch.where(good, value.amax(1), 0.0)
+        torch.maximum(self._max_priority, highest, out=self._max_priority)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -478,8 +515,3 @@ def _stride(stride: int | None, seq_len: int) -> int:
     if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= seq_len:
         raise ValueError(f"stride is {stride!r}; expected 1..seq_len = 1..{seq_len}, or None")
     return every
-
-
-def _machine_memory() -> int:
-    """Bytes of memory this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

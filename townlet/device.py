@@ -1,0 +1,57 @@
+"""Where tensors live: which device a run uses, how much memory it has, and how data gets there without a wait."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+
+def resolve(name: str) -> torch.device:
+    """The device that `name` means, "cpu", "cuda" or "cuda:N"; ValueError where there is no such device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; expected cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ValueError(f"device is {name!r}; expected cpu, cuda or cuda:N")
+    lacking = missing()
+    if lacking:
+        raise ValueError(f"device is {name!r}, but {lacking}; expected cpu")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}; expected cuda:N with N below {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
+
+
+def missing() -> str:
+    """In words, why no GPU can be used; "" where one can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable GPU or driver"
+    return ""
+
+
+def describe(device: torch.device) -> str:
+    """The device, for an error or a report."""
+    if device.type == "cpu":
+        return "this machine"
+    return f"{torch.cuda.get_device_name(device)} ({device})"
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory in all that the device has."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def upload(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`. On the way to a GPU it passes through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
