@@ -16,9 +16,21 @@ def _load(name: str) -> bool:
     return True
 
 
+def _load_cuda() -> tuple[bool, str]:
+    if torch.version.cuda is None:
+        return False, f"torch {torch.__version__} is built without CUDA"
+    try:
+        return (True, "") if _load("_cuda") else (False, "townlet was built without nvcc")
+    except OSError as error:
+        return False, f"they cannot be loaded ({error})"
+
+
 if not _load("_ops"):
     raise ImportError(
         "townlet's compiled operators (townlet._ops) are not beside its Python files. Either the source tree in the "
         "working directory hides an installed townlet (change directory, or start the `townlet` or `pytest` command "
         "instead of `python -m`), or townlet is not installed: pip install -c constraints.txt -e ."
     )
+
+CUDA, WHY_NOT_CUDA = _load_cuda()
+"""Whether the operators' CUDA kernels are loaded, and if not, why."""

@@ -185,7 +185,7 @@ def _verify(file: BinaryIO, path: Path) -> int:
 def _plain(value: Any) -> Any:
     """numpy arrays and bytes as tagged tensors; a slice of a larger tensor as its own storage."""
     if isinstance(value, torch.Tensor):
-        value = value.detach()
+        value = value.detach().cpu()  # read on any machine
         return value.clone() if value.untyped_storage().nbytes() != value.numel() * value.element_size() else value
     if isinstance(value, np.ndarray):
         return {"__numpy__": torch.from_numpy(np.ascontiguousarray(value).reshape(-1).view(np.uint8).copy()),

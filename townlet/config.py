@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -78,6 +79,9 @@ class Config:
     members: int = _setting(1, "P, independent agents trained side by side")
     num_envs: int = _setting(128, "E, environments per member")
     threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice; another number rounds differently")
+
+    device: str = _setting("cpu", "where networks, optimiser and replay live and are computed: cpu, cuda or cuda:N")
+    cuda_graph: bool = _setting(True, "on cuda, record the update as a CUDA graph and replay it")
 
     total_steps: int = _setting(14_000_000, "environment steps per member")
     learning_starts: int = _setting(
@@ -360,6 +364,7 @@ def _validate(c: Config) -> None:
         )
     steps = [first for first, _ in c.stages]
     require(steps == sorted(set(steps)), "curriculum", "stages in the order of their steps")
+    require(re.fullmatch(r"cpu|cuda(:\d+)?", c.device) is not None, "device", "cpu, cuda or cuda:N")
     require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
     require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
     require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import device as devices
 from . import ops
 from .envs.adapter import VectorAdapter
 from .params import ActorParams
@@ -118,7 +119,8 @@ class GreedyActor:
         self.encodes = layers is not None
         self.packed = ops.pack_actor(ActorParams(layers or (), network.recurrent(self.params)))
         self.members, self.num_envs = next(iter(params.values())).shape[0], num_envs
-        self.h = torch.zeros(self.members, num_envs, network.hidden_size)
+        self.device = next(iter(params.values())).device
+        self.h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self.c = torch.zeros_like(self.h)
 
     @torch.no_grad()
@@ -126,7 +128,8 @@ class GreedyActor:
         """Q-values and greedy actions for observations [P*N, obs_size]; advances the state once."""
 
         def rows(array: np.ndarray, *rest: int) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
+            tensor = torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
+            return devices.upload(tensor, self.device)
 
         x, first = rows(obs, -1), rows(reset)
         out = ops.act(
@@ -141,7 +144,7 @@ class GreedyActor:
         return out
 
     def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
-        return self.step(obs, legal, reset).action.flatten().numpy()
+        return self.step(obs, legal, reset).action.flatten().cpu().numpy()
 
 
 def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import device as devices
 from . import ops
+from .graph import CudaRecorder, Replayed
 from .params import SequenceBatch, TDOutput, TDSpec
 from .population import VectorizedPopulation, per_member
 from .replay import SequentialReplayBuffer
@@ -37,6 +38,7 @@ class Learner:
         tau: None for hard syncs, else the weight of a soft one, in (0, 1].
         use_target: False trains without a target network: the bootstrap values are the online network's, detached.
         td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
+        graph: on a GPU, record the update as a CUDA graph after a few calls and replay it from then on.
 
     Errors: ValueError naming the argument.
     """
@@ -52,6 +54,7 @@ class Learner:
         tau: float | None = None,
         use_target: bool = True,
         td_unroll: TDUnroll | None = None,
+        graph: bool = False,
     ):
         for name, value in (("batch_size", batch_size), ("sync_every", sync_every)):
             if value < 1:
@@ -81,6 +84,11 @@ class Learner:
         self.use_target = use_target
         self.td_unroll = td_unroll or partial(ops.td_unroll, grads=population.recurrent_grads)
         self.updates = 0
+        if graph and population.device.type != "cuda":
+            raise ValueError(f"graph is True; expected False, since the population is on {population.device}")
+        self.replayed = Replayed(CudaRecorder(population.device)) if graph else None
+        self._draws = torch.empty(population.members, batch_size, dtype=torch.float64, device=population.device)
+        self._numbers: tuple[Any, ...] = ()  # what a recording of the update holds that someone may change
 
     def update(self) -> dict[str, Tensor]:
         """One update of every member.
@@ -95,8 +103,23 @@ class Learner:
         """
         draws = devices.upload(self.replay.draw(self.batch_size), self.replay.device)
         syncs = self.use_target and (self.updates + 1) % self.sync_every == 0
-        metrics = self._step(draws, syncs)
+        if self.replayed is None:
+            metrics = self._step(draws, syncs)
+        else:
+            metrics = self._replay(draws, syncs, self.replayed)
         self.updates += 1
+        return metrics
+
+    def _replay(self, draws: Tensor, syncs: bool, replayed: Replayed) -> dict[str, Tensor]:
+        population, replay = self.population, self.replay
+        numbers = (replay.alpha, replay.beta, population.lr, population.clip_norm, self.td_unroll)
+        if any(a is not b for a, b in zip(numbers, self._numbers, strict=False)):
+            replayed.forget()
+        self._numbers = numbers
+        self._draws.copy_(draws)
+        metrics = replayed.run(syncs, lambda: self._step(self._draws, syncs))
+        flat = (population.online_flat, population.target_flat, population.adam_m, population.adam_v)
+        torch.autograd.graph.increment_version(flat)  # a replay writes below what counts versions
         return metrics
 
     def _step(self, draws: Tensor, syncs: bool) -> dict[str, Tensor]:

@@ -68,17 +68,25 @@ class PackedParams(NamedTuple):
 
 
 _announced: set[str] = set()
+_ON_CUDA = frozenset(["pack", "td_unroll", "lstm_unroll", "lstm_step"])
+"""Operators compiled for CUDA; the form of the others there is the twin, a few of torch's own operations."""
 _transforming = torch._C._are_functorch_transforms_active  # inside torch.func.grad and the like
 
 
 def _kernel_fits(op: str, like: Tensor, backend: str = "auto") -> bool:
     if backend == "reference":
         return False
-    if like.device.type == "cpu" and like.dtype == torch.float32:
+    where = like.device.type
+    if like.dtype == torch.float32 and (where == "cpu" or (where == "cuda" and _native.CUDA and op in _ON_CUDA)):
         return True
-    what = f"{str(like.dtype).removeprefix('torch.')} tensors on {like.device.type}"
+    if where == "cuda" and op not in _ON_CUDA:
+        return False
+    what = f"{str(like.dtype).removeprefix('torch.')} tensors on {where}"
+    if where == "cuda" and not _native.CUDA:
+        what += f" (no CUDA kernels: {_native.WHY_NOT_CUDA})"
     if backend == "kernel":
-        raise ValueError(f"spec.backend is 'kernel', but no compiled {op} takes {what}; expected float32 on cpu")
+        places = "cpu or cuda" if _native.CUDA else "cpu"
+        raise ValueError(f"spec.backend is 'kernel', but no compiled {op} takes {what}; expected float32 on {places}")
     if f"{op} {what}" not in _announced:
         _announced.add(f"{op} {what}")
         warnings.warn(f"townlet: no compiled {op} takes {what}; running the slow reference", stacklevel=3)

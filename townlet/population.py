@@ -233,10 +233,11 @@ class VectorizedPopulation:
         for home, g in zip(self._gradients, gradients, strict=True):
             if g is None:
                 home.zero_()
-            elif g.data_ptr() != home.data_ptr():  # else it was written there
+            elif self.device.type != "cpu" or g.data_ptr() != home.data_ptr():  # else it was written there
                 to.append(home)
                 new.append(g)
-        torch._foreach_copy_(to, new)
+        if to:
+            torch._foreach_copy_(to, new)
 
     @torch.no_grad()
     def adam_step(self, good: Tensor | None = None) -> Tensor:

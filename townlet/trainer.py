@@ -7,7 +7,6 @@ schedules are functions of the step count. That is why a resumed run repeats the
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, ops
+from . import device as devices
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
@@ -34,6 +34,8 @@ CHANGEABLE_ON_RESUME = frozenset(
     [
         "total_steps",
         "threads",
+        "device",
+        "cuda_graph",
         "eval_every",
         "eval_episodes",
         "final_eval_episodes",
@@ -83,12 +85,13 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         P, E = config.members, config.num_envs
+        device = devices.resolve(config.device)
         self.stage = 0  # of the curriculum
         self.worlds = self._training_worlds()
         self.network = build_network(config, self.worlds)
         obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
         sizes = _replay_sizes(config, self.worlds, self.network, legal is not None)
-        say(_memory_statement(config, sizes, self.network))
+        say(_memory_statement(config, sizes, self.network, device))
         seeds = [config.seed + p for p in range(P)]
         self.population = VectorizedPopulation(
             self.network,
@@ -99,9 +102,10 @@ class Trainer:
             adam_eps=config.adam_eps,
             clip_norm=config.clip_norm,
             memory=config.memory,
+            device=device,
         )
         self.replay = SequentialReplayBuffer(
-            seeds=seeds, prioritised=config.prioritised, alpha=config.alpha, beta=config.beta, **sizes
+            seeds=seeds, prioritised=config.prioritised, alpha=config.alpha, beta=config.beta, device=device, **sizes
         )
         self.learner = Learner(
             self.population,
@@ -111,6 +115,7 @@ class Trainer:
             sync_every=1 if config.tau is not None else config.sync_every,
             tau=config.tau,
             td_unroll=td_unroll,
+            graph=config.cuda_graph and device.type == "cuda",
         )
         self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
         self.reset = torch.ones(P, E, dtype=torch.bool)  # obs is the first of an episode
@@ -134,6 +139,9 @@ class Trainer:
     def _rows(self, array: np.ndarray) -> Tensor:
         """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
         return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
+
+    def _here(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.population.device) for name, value in values.items()}
 
     def _training_worlds(self) -> VectorAdapter:
         """The worlds of the present stage."""
@@ -170,7 +178,7 @@ class Trainer:
         h, c = self.population.state
         action = self.population.act(self.obs, self.reset, self.legal, self.epsilon())
         t1 = clock()
-        step = self.worlds.step(action.reshape(-1).numpy())
+        step = self.worlds.step(action.reshape(-1).cpu().numpy())
         t2 = clock()
         reward = self._rows(step.reward)
         if self.config.reward_scale != 1.0:
@@ -195,7 +203,7 @@ class Trainer:
         """The updates that are due."""
         begun = time.perf_counter()
         if self.config.lr_decay_steps:
-            self.population.lr = self._lr * self._lr_factor()
+            self.population.lr.copy_(self._lr * self._lr_factor())
         while self.updates < self.updates_due():
             for name, value in self.learner.update().items():
                 self._learned[name] = self._learned.get(name, 0.0) + value.detach().double()
@@ -263,6 +271,7 @@ class Trainer:
         return self.make(self.config.env, n, **self.config.evaluation_args)
 
     def _record(self, records: Records | None) -> None:
+        self.population.check()
         seconds, steps, updates = (a - b for a, b in zip(self._now(), self._mark, strict=True))
         self._mark = self._now()
         P = self.config.members
@@ -271,7 +280,7 @@ class Trainer:
         common |= {"steps_per_s": steps * P / max(seconds, 1e-9), "updates_per_s": updates / max(seconds, 1e-9)}
         columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.episodes.drain()}
         for name, total in self._learned.items():
-            columns[name] = (total / self._learned_count).numpy()
+            columns[name] = (total / self._learned_count).cpu().numpy()
         self._learned, self._learned_count = {}, 0
         if self.evaluations and self.evaluations[-1][0] == self.env_steps:
             result = self.evaluations[-1][1]
@@ -298,6 +307,7 @@ class Trainer:
         """Write a checkpoint into the run folder. Raises CheckpointError; earlier checkpoints stay."""
         if self.folder is None:
             raise ValueError("folder is None; expected a run folder to save into")
+        self.population.check()
         folder, keep = self.folder / "checkpoints", self.config.keep_checkpoints
         return checkpoint.save(folder, self.env_steps, self.state_dict(), keep)
 
@@ -361,7 +371,7 @@ class Trainer:
         self.obs, self.legal = tree["obs"], tree["legal"]
         self.reset, self.over = tree["reset"], tree["over"]
         self.episodes.load_state_dict(tree["episodes"])
-        self._learned, self._learned_count = dict(tree["learned"]["sums"]), tree["learned"]["count"]
+        self._learned, self._learned_count = self._here(tree["learned"]["sums"]), tree["learned"]["count"]
         self._mark = self._now()
         if self.stage != tree["stage"]:
             self.stage = tree["stage"]
@@ -458,15 +468,15 @@ def _replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bo
     }
 
 
-def _memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any) -> str:
-    """What is about to be allocated, in words. Raises ValueError when the machine does not have it."""
+def _memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
+    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = devices.memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
-            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, this machine has "
-            f"{_bytes(machine)}; lower capacity or members"
+            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
+            f"{devices.describe(device)} has {_bytes(machine)}; lower capacity or members"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

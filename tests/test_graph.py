@@ -1,0 +1,180 @@
+"""The recorded update, without a GPU: a recorder for the CPU keeps what a CUDA graph keeps, addresses and numbers.
+
+It notes every operation below autograd with its tensors; a replay runs the same operations on the same tensors and
+writes results to where the first ones were. Whatever the update takes from Python is thereby as old as the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_learner import make, state_of
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from townlet.graph import WARM_UP, Replayed, Step
+from townlet.learner import Learner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+class Tape(TorchDispatchMode):
+    """Operations with their arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+
+def storages(tree: Any) -> set[int]:
+    return {v.untyped_storage().data_ptr() for v in tree_leaves(tree) if isinstance(v, Tensor)}
+
+
+class TapeRecorder:
+    """A recorder for the CPU."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def run(self, step: Step) -> dict[str, Tensor]:
+        return step()
+
+    def record(self, step: Step) -> tuple[dict[str, Tensor], Callable[[], object]]:
+        with Tape() as tape:
+            out = step()
+
+        @torch.no_grad()
+        def replay() -> None:
+            self.replays += 1
+            for func, args, kwargs, old in tape.calls:
+                new = func(*args, **kwargs)
+                mine = storages((args, kwargs))
+                for a, b in zip(tree_leaves(old), tree_leaves(new), strict=True):
+                    if isinstance(a, Tensor) and not storages(a) & mine:  # views and results in place are there already
+                        a.copy_(b)
+
+        return out, replay
+
+
+def pair(**arguments: Any) -> tuple[Learner, Learner, TapeRecorder]:
+    """The same learner twice: as it stands, and recorded."""
+    plain, recorded = (make([1, 2], deferred=True, **arguments) for _ in range(2))
+    recorder = TapeRecorder()
+    recorded.replayed = Replayed(recorder)
+    return plain, recorded, recorder
+
+
+def follow(plain: Learner, recorded: Learner, between: Callable[[Learner, int], None], updates: int = 14) -> bool:
+    """Whether both do the same in every bit."""
+    for n in range(updates):
+        metrics = []
+        for learner in (plain, recorded):
+            between(learner, n)
+            metrics.append(learner.update())
+        if not all(torch.equal(a, b) for a, b in zip(metrics[0].values(), metrics[1].values(), strict=True)):
+            return False
+    tables = [learner.replay._priority for learner in (plain, recorded)]
+    pairs = [*zip(state_of(plain), state_of(recorded), strict=True), tables]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def falling_rate(learner: Learner, n: int) -> None:
+    learner.population.lr.fill_(1e-2 * 0.9**n)
+
+
+VARIANTS = [
+    {},
+    {"tau": 0.3, "sync_every": 1},
+    {"use_target": False},
+    {"memory": False},
+    {"prioritised": False},
+    {"spec": {"rescale_eps": 1e-3, "loss": "mse", "double_q": False}},
+]
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+def test_replayed_updates_are_the_updates(arguments: dict[str, Any]) -> None:
+    plain, recorded, recorder = pair(**arguments)
+    assert follow(plain, recorded, falling_rate)
+    keys = 1 if arguments.get("use_target") is False or arguments.get("sync_every") == 1 else 2
+    assert recorder.replays == 14 - keys * (WARM_UP + 1)
+    recorded.population.check()
+    assert int(recorded.population.adam_steps) == 14
+    # acting sees that weights have changed, though a replay does not count versions by itself
+    obs, none = torch.rand(2, 4, 5), torch.zeros(2, 4, dtype=torch.bool)
+    assert torch.equal(*(learner.population.act(obs, none) for learner in (plain, recorded)))
+    assert torch.equal(*(learner.population.state[0] for learner in (plain, recorded)))
+
+
+def test_a_changed_number_is_recorded_anew() -> None:
+    def annealed(learner: Learner, n: int) -> None:
+        if n == 10:
+            learner.replay.beta = 0.9
+
+    assert follow(*pair()[:2], annealed)
+    plain, recorded, _ = pair()
+    assert recorded.replayed is not None
+    recorded.replayed.forget = lambda: None  # type: ignore[method-assign]  # control: the old number stays
+    assert not follow(plain, recorded, annealed)
+
+
+def test_another_rate_tensor_is_recorded_anew() -> None:
+    def replaced(learner: Learner, n: int) -> None:
+        learner.population.lr = torch.full((2,), 1e-2 if n < 10 else 1e-4)
+
+    assert follow(*pair()[:2], replaced)
+
+
+def test_what_python_hands_in_is_as_old_as_the_recording() -> None:
+    """Control: draws that do not pass through the tensor that a recording reads are drawn once and for ever."""
+    plain, recorded, _ = pair()
+    replayed = recorded.replayed
+    assert replayed is not None
+    recorded._replay = lambda draws, syncs, _: replayed.run(syncs, lambda: recorded._step(draws, syncs))  # type: ignore[method-assign]
+    assert not follow(plain, recorded, falling_rate)
+
+
+def test_a_loaded_state_reaches_the_recording() -> None:
+    plain, recorded, recorder = pair()
+    assert follow(plain, recorded, falling_rate)
+    other = make([1, 2], deferred=True, lr=3e-3)
+    for _ in range(5):
+        other.update()
+    for learner in (plain, recorded):
+        for part in ("population", "replay"):
+            getattr(learner, part).load_state_dict(getattr(other, part).state_dict())
+    before = recorder.replays
+    assert follow(plain, recorded, lambda learner, n: None)
+    assert recorder.replays == before + 14  # none was recorded anew
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_stands_and_says_so() -> None:
+    plain, recorded, recorder = pair()
+
+    def refuse(step: Step) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    recorder.record = refuse  # type: ignore[method-assign]
+    with pytest.warns(
+        UserWarning, match="runs without a CUDA graph: operation not permitted when stream is capturing$"
+    ):
+        assert follow(plain, recorded, falling_rate)
+
+
+def test_a_graph_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="graph is True; expected False, since the population is on cpu"):
+        make([1], graph=True)
