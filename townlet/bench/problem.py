@@ -6,6 +6,7 @@ Symbols: P members, B sequences, S transitions, D features, H LSTM units, A acti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -104,16 +105,19 @@ def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torc
     return Problem(shape, online, network(*older), batch, TDSpec(gamma=0.99, compute_dtype=compute_dtype))
 
 
-def ours(problem: Problem, td_unroll=ops.td_unroll):
-    """The fused operator on `problem` with its target packed beforehand, as a callable without arguments -> Gradients.
+def ours(problem: Problem, td_unroll=None):
+    """The fused operator on `problem` as a callable without arguments -> Gradients.
 
-    td_unroll: the operator; tests hand in broken ones.
+    As a learner calls it: its target packed beforehand, gradients into buffers that stay. td_unroll: another operator;
+    tests hand in broken ones.
     """
     weights = problem.weights
     packed = ops.pack(problem.target, problem.spec.compute_dtype)
+    buffers = RecurrentQParams._make(None if w is None else torch.empty_like(w) for w in problem.online)
+    update_of = td_unroll or partial(ops.td_unroll, grads=buffers)
 
     def update() -> Gradients:
-        loss = td_unroll(problem.online, packed, problem.batch, problem.spec).loss
+        loss = update_of(problem.online, packed, problem.batch, problem.spec).loss
         return [loss, *torch.autograd.grad(loss.sum(), weights)]
 
     return update
