@@ -49,6 +49,26 @@ class Case:
     sync_every: int = 30
     envs: int = 32
 
+    def flops(self, network: Any) -> float:
+        """Multiplications and additions of an update that nobody can leave out, activations and biases not counted.
+
+        Both networks' encoders, LSTMs and heads over S + 1 observations; back through the S - L transitions that are
+        trained: gradients of all weights, of the state, of the features where an encoder lies below them.
+        """
+        D, H, F, A = network.feature_size, network.hidden_size, network.head_size, network.n_actions
+        head = 2 * (H * F + F * (A + 1))
+        if self.network == "spatial":
+            height, width = network.height, network.width
+            taps = (3 * height - 2) * (3 * width - 2)  # of a 3x3 window that lie on the map, over all pixels
+            layers = [network.planes * 16 * taps, 16 * 32 * taps, 32 * height * width * 128]
+            layers.append(32 * (network.POSITION + network.METERS + network.AFFORDANCE))
+            inner = layers[1] + layers[2]  # whose inputs are activations
+        else:
+            layers, inner = [network.obs_size * D], 0
+        forward = 8 * H * (D + H) + head + 2 * sum(layers)
+        backward = 8 * H * H + 8 * H * D + 8 * H * (D + H) + 2 * head + 2 * (sum(layers) + inner)
+        return float(self.P * self.B * (2 * (self.S + 1) * forward + (self.S - self.burn_in) * backward))
+
 
 CASES = (
     Case("spatial", 1, 16, 8, "spatial", 256, 128),
@@ -290,7 +310,7 @@ def check(case: Case, updates: int = 3) -> dict[str, float]:
 class Phases:
     """Seconds per named part of `learner.update()`, by wrapping what it calls."""
 
-    PARTS = ("sample", "encode", "op", "backward", "adam", "priorities", "sync", "metrics")
+    PARTS = ("sample", "encode", "op", "backward", "encoder backward", "adam", "priorities", "sync", "metrics")
 
     def __init__(self, learner: Learner):
         self.spent = dict.fromkeys(self.PARTS, 0.0)
@@ -299,11 +319,45 @@ class Phases:
         self._wrap("sample", replay, "windows_at")
         self._wrap("encode", population.network, "encode")
         self._wrap("op", learner, "td_unroll")
-        self._wrap("backward", population, "backward")
+        self._split_backward(population)
         self._wrap("adam", population, "adam_step")
         self._wrap("priorities", replay, "update_priorities")
         self._wrap("sync", population, "sync_target")
         self._wrap("metrics", learner, "_metrics")
+
+    def _split_backward(self, population: VectorizedPopulation) -> None:
+        """`population.backward` in two halves: the encoder's own is timed where it runs, after the operator's."""
+        encode, backward, grad = population.network.encode, population.backward, torch.autograd.grad
+        features: list[Tensor] = []
+
+        def keep(params: Any, obs: Tensor) -> Tensor:
+            out = encode(params, obs)
+            if out.requires_grad:
+                features[:] = [out]
+            return out
+
+        def halves(loss: Tensor, leaves: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:
+            own = [name.startswith(("lstm.", "head.")) for name in population.online]
+            recurrent = [v for v, is_own in zip(leaves, own, strict=True) if is_own]
+            encoder = [v for v, is_own in zip(leaves, own, strict=True) if not is_own]
+            *upper, d_features = grad(loss, [*recurrent, *features], retain_graph=True, **kwargs)
+            start = time.perf_counter()
+            lower = grad(features, encoder, d_features, **kwargs)
+            self.spent["encoder backward"] += time.perf_counter() - start
+            rest = {True: iter(upper), False: iter(lower)}
+            return tuple(next(rest[is_own]) for is_own in own)
+
+        def timed(loss: Tensor) -> None:
+            start, before = time.perf_counter(), self.spent["encoder backward"]
+            torch.autograd.grad = halves
+            try:
+                backward(loss)
+            finally:
+                torch.autograd.grad = grad
+            self.spent["backward"] += time.perf_counter() - start - (self.spent["encoder backward"] - before)
+
+        population.network.encode = keep
+        population.backward = timed
 
     def _wrap(self, part: str, owner: Any, name: str) -> None:
         inner: Callable[..., Any] = getattr(owner, name)
@@ -315,16 +369,6 @@ class Phases:
             return out
 
         setattr(owner, name, timed)
-
-
-def encoder_backward(learner: Learner) -> Callable[[], Any]:
-    """The gradients of the encoder's weights alone, for the learner's batch."""
-    population, network = learner.population, learner.population.network
-    params = {name: v.detach().clone().requires_grad_() for name, v in population.online.items()}
-    weights = [v for name, v in params.items() if not name.startswith(("lstm.", "head."))]
-    features = network.encode(params, learner.replay.sample(learner.batch_size).obs)
-    g = torch.rand(features.shape)
-    return lambda: torch.autograd.grad(features, weights, g, retain_graph=True)
 
 
 WARM = 2
@@ -354,9 +398,8 @@ def measure(case: Case, rounds: int = 40, per_round: int = 8) -> dict[str, Any]:
         times["ours"] += block(ours.update, per_round)
         times["peer"] += block(peer.update, per_round)
     del peer
-    backward = encoder_backward(ours)
     phases = Phases(ours)
-    parts: dict[str, list[float]] = {name: [] for name in (*Phases.PARTS, "encoder backward", "total")}
+    parts: dict[str, list[float]] = {name: [] for name in (*Phases.PARTS, "total")}
     for _ in range(rounds):
         block(ours.update, 1)
         phases.spent = dict.fromkeys(Phases.PARTS, 0.0)
@@ -366,15 +409,14 @@ def measure(case: Case, rounds: int = 40, per_round: int = 8) -> dict[str, Any]:
         parts["total"].append((time.perf_counter() - total) / per_round * 1e3)
         for name, value in phases.spent.items():
             parts[name].append(value / per_round * 1e3)
-        parts["encoder backward"].append(statistics.mean(block(backward, per_round)))
     middle = {name: statistics.median(v) for name, v in parts.items()}
-    middle["backward"] -= middle["encoder backward"]  # what remains: autograd, the operator's node, copies
     total = middle.pop("total")
     middle["other"] = total - sum(middle.values())
     inside = middle["encode"] + middle["op"] + middle["encoder backward"]
     return {
         "case": case.name,
         "errors": errors,
+        "flops": case.flops(ours.population.network),
         "min": {k: min(v) for k, v in times.items()},
         "median": {k: statistics.median(v) for k, v in times.items()},
         "ratio": min(times["peer"]) / min(times["ours"]),

@@ -115,6 +115,8 @@ def update(quick: bool) -> Report:
         ("name", "", ""),
         *TIMES,
         ("ratio", "plain / townlet", ".2fx"),
+        ("at_peak", "every FLOP at peak, ms", ".2f"),
+        ("bound", "plain / that", ".2fx"),
         ("outside", "outside operator and encoders", ".0%"),
     )
     rows = report.table("spatial: B, S = 16, 8, D = 224, H = 256; default: what `townlet train` does", columns)
@@ -128,7 +130,9 @@ def update(quick: bool) -> Report:
         for side, name in (("ours", "townlet"), ("peer", "plain PyTorch")):
             row = {"case": case.name, "name": name, "median": found["median"][side], "minimum": found["min"][side]}
             if side == "ours":
-                row |= {"ratio": found["ratio"], "outside": found["outside"]}
+                at_peak = found["flops"] / report.peaks["fp32"] * 1e3
+                bound = found["min"]["peer"] / at_peak
+                row |= {"ratio": found["ratio"], "outside": found["outside"], "at_peak": at_peak, "bound": bound}
             rows.append(row)
         part_rows.append({"case": case.name, **found["parts"]})
         if case.name.startswith("spatial"):

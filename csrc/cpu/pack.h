@@ -46,6 +46,8 @@ static inline void pack_columns(int64_t K, int64_t N, int64_t from, int64_t to, 
     for (int64_t k = 0; k < Kw; k += kLanes) {
       V words[kLanes];
       const int64_t left = K - k * Op::kPack;
+      for (int n = 0; n < kLanes && left > 4 * kLanes * Op::kPack; ++n)
+        if (columns[n]) __builtin_prefetch(columns[n] + (k + 4 * kLanes) * Op::kPack);
       for (int n = 0; n < kLanes; ++n) words[n] = columns[n] ? Op::gather(columns[n] + k * Op::kPack, left) : V{};
       transpose(words);
       for (int64_t i = 0; i < lesser(kLanes, Kw - k); ++i) store(panel + (k + i) * width, words[i]);
