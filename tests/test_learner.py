@@ -53,12 +53,15 @@ def make(seeds: list[int], td_unroll: Any = None, spec: dict[str, Any] | None = 
     lr = arguments.pop("lr", 1e-2)
     stored = arguments.pop("stored", "before")
     prioritised = arguments.pop("prioritised", True)
+    where = {"device": arguments.pop("device", "cpu")}
     deferred = arguments.pop("deferred", None)
     network = RecurrentQNetwork(OBS, A, encoder=(9,), hidden_size=H, head_size=7)
-    population = VectorizedPopulation(network, seeds, num_envs=E, gamma=GAMMA, lr=lr, memory=memory, deferred=deferred)
+    population = VectorizedPopulation(
+        network, seeds, num_envs=E, gamma=GAMMA, lr=lr, memory=memory, deferred=deferred, **where
+    )
     replay = SequentialReplayBuffer(
         members=len(seeds), num_envs=E, capacity=E * 42, obs_size=OBS, n_actions=A, hidden_size=H, seq_len=S,
-        seeds=seeds, prioritised=prioritised,
+        seeds=seeds, prioritised=prioritised, **where,
     )  # fmt: skip
     world = World(seeds)
     for _ in range(40):
