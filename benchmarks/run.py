@@ -2,6 +2,7 @@
 
 python benchmarks/run.py                       all suites, into benchmarks/results/
 python benchmarks/run.py op resets --quick     tiny sizes: does everything run? (figures mean nothing; no JSON)
+python benchmarks/run.py gpu gpu-roofline      what needs a GPU; left out of "all" where there is none
 python benchmarks/run.py --resume              skip the suites that are in the folder already
 python benchmarks/run.py --markdown            the tables of benchmarks/README.md from the JSON; measures nothing
 """
@@ -23,7 +24,7 @@ RESULTS = HERE / "results"
 
 
 def main() -> int:
-    from suites import SUITES
+    from suites import NEED_GPU, SUITES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"which of {', '.join(SUITES)} (default: all)")
@@ -38,6 +39,13 @@ def main() -> int:
     if unknown:
         parser.error(f"{unknown[0]}: expected some of {', '.join(SUITES)}")
     chosen = options.suites or list(SUITES)
+    lacking = [] if options.markdown else [suite for suite in chosen if suite in NEED_GPU and _no_gpu()]
+    if lacking and options.suites:
+        print(f"{', '.join(lacking)}: needs a GPU, but {_no_gpu()}; nothing was measured", file=sys.stderr)
+        return 2
+    if lacking:
+        print(f"left out, since {_no_gpu()}: {', '.join(lacking)}", flush=True)
+        chosen = [suite for suite in chosen if suite not in lacking]
     if options.markdown:
         from readme import fill
 
@@ -48,6 +56,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or (Path(scratch) if options.quick else RESULTS)
         return _run(chosen, options.quick, options.resume, out)
+
+
+def _no_gpu() -> str:
+    from townlet.device import missing
+
+    return missing()
 
 
 def _run(chosen: list[str], quick: bool, resume: bool, out: Path) -> int:

@@ -91,12 +91,12 @@ def network_of(case: Case) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
     return RecurrentQNetwork(town.observation.size, 6, encoder=(128,), **sizes)
 
 
-def filled_replay(case: Case, network: Any) -> SequentialReplayBuffer:
+def filled_replay(case: Case, network: Any, device: str = "cpu") -> SequentialReplayBuffer:
     """Streams of random steps, three windows long, none of which opens an episode."""
     P, E, A = case.P, case.envs, network.n_actions
     replay = SequentialReplayBuffer(
         members=P, num_envs=E, capacity=E * 4 * case.S, obs_size=network.obs_size, n_actions=A,
-        hidden_size=network.hidden_size, seq_len=case.S, seeds=list(range(P)),
+        hidden_size=network.hidden_size, seq_len=case.S, seeds=list(range(P)), device=device,
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
     for _ in range(3 * case.S):
@@ -116,18 +116,19 @@ def filled_replay(case: Case, network: Any) -> SequentialReplayBuffer:
     return replay
 
 
-def make_learner(case: Case) -> Learner:
+def make_learner(case: Case, device: str = "cpu", graph: bool = False) -> Learner:
+    """graph: on a GPU, the update recorded."""
     network = network_of(case)
     population = VectorizedPopulation(
-        network, list(range(case.P)), num_envs=case.envs, gamma=GAMMA, lr=LR, clip_norm=CLIP
+        network, list(range(case.P)), num_envs=case.envs, gamma=GAMMA, lr=LR, clip_norm=CLIP, device=device
     )
     g = torch.Generator().manual_seed(2)  # a target that is another network
-    population.target_flat.mul_(1 + 0.1 * torch.rand(population.target_flat.shape, generator=g))
+    population.target_flat.mul_((1 + 0.1 * torch.rand(population.target_flat.shape, generator=g)).to(device))
     population.load_state_dict(population.state_dict())  # packs it
     spec = TDSpec(gamma=GAMMA, n_step=case.n_step, burn_in=case.burn_in, rescale_eps=case.rescale_eps)
-    return Learner(
-        population, filled_replay(case, network), spec, batch_size=case.B, sync_every=case.sync_every, tau=case.tau
-    )
+    replay = filled_replay(case, network, device)
+    syncs: dict[str, Any] = {"sync_every": case.sync_every, "tau": case.tau}
+    return Learner(population, replay, spec, batch_size=case.B, graph=graph, **syncs)
 
 
 # ---- the same in plain PyTorch -----------------------------------------------------------------------------------

@@ -1,6 +1,11 @@
-"""Peer (e): TorchRL's LSTMModule, which knows (`is_init`) that episodes begin inside a sequence."""
+"""Peer (e): TorchRL's LSTMModule, which knows (`is_init`) that episodes begin inside a sequence.
+
+On a GPU it has a Triton kernel for the whole sequence, in TF32 or bfloat16 (`recurrent_backend`, TorchRL 0.13 on).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -12,29 +17,34 @@ from townlet.bench.problem import Problem
 
 
 class _Network(nn.Module):
-    def __init__(self, params):
+    def __init__(self, params, **settings: Any):
         super().__init__()
         net = Net(params)
         self.head = net.head
         keys = {"in_keys": ["x", "h", "c"], "out_keys": ["y", ("next", "h"), ("next", "c")]}
-        lstm = nn.LSTM(net.lstm.input_size, net.lstm.hidden_size, batch_first=True)
+        lstm = nn.LSTM(net.lstm.input_size, net.lstm.hidden_size, batch_first=True, device=params.w_ih.device)
         for mine, theirs in zip(lstm.parameters(), net.lstm.parameters(), strict=True):
             mine.data = theirs.data
-        self.lstm = LSTMModule(lstm=lstm, **keys)
+        self.lstm = LSTMModule(lstm=lstm, **keys, **settings)
 
     def forward(self, batch: TensorDict) -> torch.Tensor:
         return self.head(self.lstm(batch.copy())["y"])
 
 
-def update(problem: Problem) -> Update:
-    """The update of a problem of one member, whose resets fall anywhere."""
+def triton(problem: Problem) -> Update:
+    """`update` through the Triton kernel, in the problem's compute_dtype (float32 means TF32 there)."""
+    return update(problem, recurrent_backend="triton", recurrent_compute_dtype=problem.spec.compute_dtype)
+
+
+def update(problem: Problem, **settings: Any) -> Update:
+    """The update of a problem of one member, whose resets fall anywhere. settings: of `LSTMModule`."""
     b = problem.batch
-    online, target = _Network(problem.online), _Network(problem.target)
+    online, target = _Network(problem.online, **settings), _Network(problem.target, **settings)
     B, T = b.reset.shape[1:]
 
     def inputs(features: torch.Tensor) -> TensorDict:
         # stored states stand at each sequence's first step; where an episode begins, zeros
-        h, c = (torch.zeros(B, T, 1, v.shape[-1]) for v in (b.h0, b.c0))
+        h, c = (v.new_zeros(B, T, 1, v.shape[-1]) for v in (b.h0, b.c0))
         start = ~b.reset[0, :, :1]
         h[:, 0], c[:, 0] = b.h0[0].unsqueeze(1) * start.unsqueeze(-1), b.c0[0].unsqueeze(1) * start.unsqueeze(-1)
         return TensorDict({"x": features[0], "h": h, "c": c, "is_init": b.reset[0].unsqueeze(-1)}, batch_size=[B, T])

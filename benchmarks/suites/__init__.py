@@ -10,4 +10,9 @@ SUITES: dict[str, tuple[str, str]] = {
     "acting": ("suites.training", "acting"),
     "update": ("suites.training", "update"),
     "training": ("suites.training", "training"),
+    "gpu": ("suites.gpu", "op"),
+    "gpu-roofline": ("suites.gpu", "roofline"),
+    "gpu-update": ("suites.gpu", "update"),
 }
+
+NEED_GPU = ("gpu", "gpu-roofline", "gpu-update")

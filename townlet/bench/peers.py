@@ -7,6 +7,7 @@ in the dtype that the peer computes in before the clock starts, which is kind to
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,15 @@ class Net(nn.Module):
     def __init__(self, params: RecurrentQParams, member: int = 0, dtype: torch.dtype = torch.float32):
         super().__init__()
         w_ih, w_hh, bias, w_q, b_q = (w[member].detach() for w in params if w is not None)
-        self.lstm = nn.LSTM(w_ih.shape[1], w_hh.shape[1])
-        self.head = nn.Linear(w_q.shape[1], w_q.shape[0])
-        for mine, value in zip(self.parameters(), (w_ih, w_hh, bias, torch.zeros_like(bias), w_q, b_q), strict=True):
-            mine.data = value.to(dtype, copy=True)
+        like: dict[str, Any] = {"device": w_ih.device, "dtype": dtype}
+        self.lstm = nn.LSTM(
+            w_ih.shape[1], w_hh.shape[1], **like
+        )  # on a GPU in the one block of memory that cuDNN wants
+        self.head = nn.Linear(w_q.shape[1], w_q.shape[0], **like)
+        with torch.no_grad():
+            values = (w_ih, w_hh, bias, torch.zeros_like(bias), w_q, b_q)
+            for mine, value in zip(self.parameters(), values, strict=True):
+                mine.copy_(value)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
         """x [S+1, B, D], h and c [1, B, H] -> Q [S+1, B, A] in float32."""
@@ -90,7 +96,7 @@ def nn_lstm_autocast(problem: Problem) -> Update:
     run = nn_lstm(problem)
 
     def update() -> Gradients:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(problem.batch.reward.device.type, torch.bfloat16):
             return run()
 
     return update

@@ -66,6 +66,15 @@ class Problem(NamedTuple):
         """The tensors that gradients are formed for, in the order of NAMES[1:]."""
         return [w for w in self.online if w is not None]
 
+    def on(self, device: torch.device) -> Problem:
+        """The same numbers on another device."""
+
+        def there(v: Tensor | None) -> Tensor | None:
+            return None if v is None else v.detach().to(device).requires_grad_(v.requires_grad)
+
+        online, target = (RecurrentQParams._make(map(there, part)) for part in (self.online, self.target))
+        return self._replace(online=online, target=target, batch=SequenceBatch._make(map(there, self.batch)))
+
 
 def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torch.float32, seed: int = 0) -> Problem:
     """A random update in float32. resets: share of observations that open an episode (the one before terminated).

@@ -32,6 +32,7 @@ class Report:
     def __init__(self, suite: str, title: str, *, threads: int, settings: Mapping[str, Any] | None = None):
         self.suite, self.title, self.threads = suite, title, threads
         self.settings = dict(settings or {})
+        self.device: str | None = None  # the GPU that was measured; None for the CPU
         self.peaks: dict[str, float] = {}
         self.tables: list[dict[str, Any]] = []
         self.bars: list[dict[str, Any]] = []
@@ -92,6 +93,7 @@ class Report:
             "threads": self.threads,
             "cpus": getattr(self, "cpus", []),
             "settings": self.settings,
+            "device": self.device,
             "machine": machine.describe(),
             "load": self._watch.report(),
             "peaks": self.peaks,
@@ -183,6 +185,9 @@ def bar_cells(bars: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 def peak_line(results: Mapping[str, Any]) -> str:
     """The peaks and the load, in words."""
     p, load = results["peaks"], results["load"]
+    if results.get("device"):
+        gemm = f"torch.mm {p['fp32'] / 1e12:.1f} TFLOP/s fp32, {p['bf16'] / 1e12:.1f} bf16"
+        return f"{results['device']}: {gemm}, copy {p['bytes'] / 1e9:.0f} GB/s, launch {p['launch'] * 1e6:.1f} us"
     threads = "1 thread" if results["threads"] == 1 else f"{results['threads']} threads"
     bf16 = f", bf16 dot products {p['bf16'] / 1e9:.0f}" if p.get("bf16") else ""
     peaks = f"peak of {threads}: {p['fp32'] / 1e9:.0f} GFLOP/s fp32{bf16}, torch.mm 1024 {p['mm'] / 1e9:.0f}"
