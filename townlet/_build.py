@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 def build_config() -> dict[str, Any]:
     """Compiler, instruction sets, CUDA and torch: what a bug report needs. Plain values."""
-    from . import _C, ops
+    from . import _C, _native, ops
 
     return {
         "townlet": __version__,
@@ -23,7 +23,7 @@ def build_config() -> dict[str, Any]:
         "isa_forced": os.environ.get("TOWNLET_ISA"),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "cuda_kernels": False,
+        "cuda_kernels": "loaded" if _native.CUDA else f"none: {_native.WHY_NOT_CUDA}",
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "cuda_devices": torch.cuda.device_count(),

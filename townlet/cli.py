@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_bench)
 
     doctor = commands.add_parser("doctor", help="describe the build and check the compiled operators")
+    doctor.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -192,7 +193,7 @@ def _bench(arguments: Any) -> int:
 def _doctor(arguments: Any) -> int:
     from .doctor import examine
 
-    return examine(print)
+    return examine(print, arguments.device)
 
 
 def _say(text: str) -> None:
