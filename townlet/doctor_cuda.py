@@ -19,7 +19,7 @@ HIDDEN = (64, 128, 256, 512)
 """LSTM units, from what one block holds of the recurrent weights to what only the step-by-step kernel can take."""
 
 BFLOAT16 = 5e-2
-"""Error allowed where operands are rounded: a state rounded the other way moves what follows (seen on the CPU: 2e-2)."""
+"""Error allowed where operands are rounded: a state rounded the other way moves what follows (on the CPU: 2e-2)."""
 
 UPDATE = 1e-3
 """Absolute error of weights allowed after a few updates; each moves them by up to lr = 1e-2."""
