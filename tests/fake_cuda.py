@@ -1,8 +1,8 @@
 """One update on fake CUDA tensors, which have shapes and no numbers: whoever asks one for a number gets an error.
 
-python tests/fake_cuda.py LIBRARY KERNELS CONTROL (a process of its own: the library has to be there before torch). With
-KERNELS "compiled" the operators' fake kernels run, with "twins" the twins. CONTROL spoils the update on purpose.
-Prints the kind of the error, or "no wait".
+python tests/fake_cuda.py LIBRARY KERNELS CONTROL ... (a process of its own: the library has to be there before torch).
+With KERNELS "compiled" the operators' fake kernels run, with "twins" the twins. A CONTROL spoils the update on purpose;
+"none" does not. Prints for each the kind of the error, or "no wait".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before torch is imported
         ctypes.CDLL(str(Path(spec.origin).parent / "lib" / library), ctypes.RTLD_GLOBAL)
     ctypes.CDLL(sys.argv[1])
 
+import numpy as np
 import torch
 from test_learner import make
 from torch import Tensor
@@ -31,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from townlet import _native, ops, reference
 from townlet import device as devices
+from townlet.evaluate import GreedyActor
 from townlet.learner import Learner
 
 CUDA = torch.device("cuda", 0)
@@ -105,6 +107,17 @@ def spoil(learner: Learner, control: str) -> None:
     population.finite = asking  # type: ignore[method-assign]
 
 
+def act(learner: Learner) -> None:
+    """An acting step and a greedy one, from the host's arrays: all tensors meet in one place."""
+    population, network = learner.population, learner.population.network
+    P, E, A = population.members, population.num_envs, network.n_actions
+    obs, none = np.zeros((P, E, network.obs_size), np.float32), np.zeros((P, E), bool)
+    action = population.act(obs, none, np.ones((P, E, A), bool), 0.5)
+    greedy = GreedyActor(network, population.online, E)
+    out = greedy.step(obs.reshape(P * E, -1), None, none.reshape(-1))
+    assert {v.device for v in (action, *population.state, *out, greedy.h)} == {CUDA}
+
+
 def main(kernels: str, control: str) -> str:
     learners = [make([1, 2], deferred=True, **v) for v in ({}, {"tau": 0.1, "sync_every": 1}, {"memory": False})]
     _native.CUDA = kernels == "compiled"
@@ -120,6 +133,7 @@ def main(kernels: str, control: str) -> str:
                     raise
                 return type(error).__name__
             assert all(value.device == CUDA for value in metrics.values())
+            act(learner)
     assert ("townlet.td_unroll.default" in seen.ran) == (kernels == "compiled"), seen.ran
     return "no wait"
 
@@ -127,5 +141,6 @@ def main(kernels: str, control: str) -> str:
 if __name__ == "__main__":
     devices.upload = lambda value, device: value.to(device)  # there is no pinned memory to pass through
     reference.upload = devices.upload  # type: ignore[attr-defined]
-    assert ops.ISA
-    print(main(sys.argv[2], sys.argv[3]))
+    reference.check_epsilon = lambda epsilon: None  # a number of the host that is fake here too
+    for control in sys.argv[3:]:
+        print(main(sys.argv[2], control))
