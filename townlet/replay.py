@@ -202,11 +202,11 @@ class SequentialReplayBuffer:
     @property
     def windows(self) -> Tensor:
         """How many complete windows each member holds, int64 [P]."""
-        first = (self._count - self.ring).clamp(min=0)  # step still held
-        last = self._count - 1 - self.seq_len  # step that a complete window starts at
-        every = self.stride
-        held = last.div(every, rounding_mode="floor") - (first - 1).div(every, rounding_mode="floor")
-        return held.clamp(min=0).view(self.members, -1).sum(1)
+        count = self._count.numpy()
+        first = np.maximum(count - self.ring, 0)  # step still held
+        last = count - 1 - self.seq_len  # step that a complete window starts at
+        held = np.maximum(last // self.stride - (first - 1) // self.stride, 0)
+        return torch.from_numpy(held.reshape(self.members, -1).sum(1))
 
     @property
     def ready(self) -> bool:
@@ -215,10 +215,10 @@ class SequentialReplayBuffer:
 
     def missing(self) -> str:
         """In words, how much is missing before `sample` can be called; "" when nothing is."""
-        longest = self._count.view(self.members, -1).amax(1)
-        short = (self.windows == 0).nonzero().flatten().tolist()
+        short = np.flatnonzero(self.windows.numpy() == 0).tolist()
         if not short:
             return ""
+        longest = self._count.view(self.members, -1).amax(1)
         p = min(short, key=lambda m: int(longest[m]))
         need = self.seq_len + 1
         return (
