@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define TOWNLET_HD static __host__ __device__ __forceinline__
+#define TOWNLET_METHOD __host__ __device__ __forceinline__
 #else
 #define TOWNLET_HD static inline  // internal linkage: every ISA's build keeps its own copy
+#define TOWNLET_METHOD inline __attribute__((always_inline))
 #endif
 
 namespace townlet {

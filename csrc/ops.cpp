@@ -3,10 +3,9 @@
 // bounds.  Stable ABI only: one build loads in every torch from 2.11 on.
 
 #include <algorithm>
-#include <array>
 #include <tuple>
 
-#include "tensors.h"
+#include "net.h"
 
 // P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
 STABLE_TORCH_LIBRARY(townlet, m) {
@@ -61,50 +60,15 @@ STABLE_TORCH_LIBRARY(townlet, m) {
 namespace townlet {
 namespace {
 
-// A network's weights, contiguous, with their sizes.
-struct Net {
-  Tensor w_ih, w_hh, bias, w_adv, b_adv;
-  Optional w_fc, b_fc, w_val, b_val;
-  NetSizes n{};
-
-  Net(const Tensor& w_ih_, const Tensor& w_hh_, const Tensor& bias_, const Optional& w_fc_, const Optional& b_fc_,
-      const Tensor& w_adv_, const Tensor& b_adv_, const Optional& w_val_, const Optional& b_val_)
-      : w_ih(w_ih_), w_hh(w_hh_), bias(bias_), w_adv(w_adv_), b_adv(b_adv_) {
-    STD_TORCH_CHECK(w_ih.dim() == 3 && w_hh.dim() == 3 && w_adv.dim() == 3, "weights: expected three dimensions");
-    STD_TORCH_CHECK(w_fc_.has_value() == b_fc_.has_value() && w_val_.has_value() == b_val_.has_value(),
-                    "weights and biases come in pairs");
-    n.P = w_ih.size(0);
-    n.D = w_ih.size(2);
-    n.H = w_hh.size(2);
-    n.A = w_adv.size(1);
-    n.F = w_adv.size(2);
-    n.fc = w_fc_.has_value();
-    n.dueling = w_val_.has_value();
-    STD_TORCH_CHECK(n.P > 0 && n.D > 0 && n.H > 0 && n.A > 0 && (n.fc || n.F == n.H), "weights: sizes do not fit");
-    w_ih = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat);
-    w_hh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
-    bias = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
-    if (n.fc) w_fc = need(*w_fc_, "w_fc", {n.P, n.F, n.H}, kFloat);
-    if (n.fc) b_fc = need(*b_fc_, "b_fc", {n.P, n.F}, kFloat);
-    w_adv = need(w_adv, "w_adv", {n.P, n.A, n.F}, kFloat);
-    b_adv = need(b_adv, "b_adv", {n.P, n.A}, kFloat);
-    if (n.dueling) w_val = need(*w_val_, "w_val", {n.P, 1, n.F}, kFloat);
-    if (n.dueling) b_val = need(*b_val_, "b_val", {n.P, 1}, kFloat);
-  }
-  NetView view() const {
-    return {fp(w_ih), fp(w_hh), fp(bias), fp(w_fc), fp(b_fc), fp(w_adv), fp(b_adv), fp(w_val), fp(b_val)};
-  }
-  std::array<Optional, 9> parts() const { return {w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val}; }
-  // floats of one member's panels; townlet/ops.py states the same formula for the fake kernel
-  int64_t packed_size(bool bf16) const {
-    const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
-    const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
-    const auto words = [pack](int64_t x) { return (x + pack - 1) / pack; };
-    const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
-    return 4 * up(n.H) * (words(n.D) + words(n.H) + 1) + (n.fc ? (words(n.H) + 1) * up(n.F) : 0) +
-           (words(n.F) + 1) * outputs;
-  }
-};
+// Floats of one member's panels; townlet/ops.py states the same formula for the fake kernel.
+int64_t packed_size(const NetSizes& n, bool bf16) {
+  const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
+  const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
+  const auto words = [pack](int64_t x) { return (x + pack - 1) / pack; };
+  const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
+  return 4 * up(n.H) * (words(n.D) + words(n.H) + 1) + (n.fc ? (words(n.H) + 1) * up(n.F) : 0) +
+         (words(n.F) + 1) * outputs;
+}
 
 int64_t lanes() { return kernels().lanes; }
 int64_t bf16_pack() { return kernels().bf16_pack; }
@@ -115,7 +79,7 @@ int64_t isa_levels() { return runnable(); }
 Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
                 const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val, const Optional& b_val, bool bf16) {
   const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
-  Tensor out = empty(w_ih, {net.n.P, net.packed_size(bf16)});
+  Tensor out = empty(w_ih, {net.n.P, packed_size(net.n, bf16)});
   kernels().pack(net.n, net.view(), bf16, out.mutable_data_ptr<float>(), kParallel);
   return out;
 }
@@ -137,7 +101,7 @@ TDValues run_td(const Net& net, const Optional& target, const Tensor& features_o
   const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
   Optional xt, packed, ok;
   if (target) xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
-  if (target) packed = need(*target, "target", {P, net.packed_size(bf16)}, kFloat);
+  if (target) packed = need(*target, "target", {P, packed_size(net.n, bf16)}, kFloat);
   if (legal) ok = need(*legal, "legal", {P, B, T, n.A}, kBool);
   const Tensor h = need(h0, "h0", {P, B, n.H}, kFloat), c = need(c0, "c0", {P, B, n.H}, kFloat);
   const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);

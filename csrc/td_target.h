@@ -93,38 +93,37 @@ TOWNLET_HD float td_loss_grad(float e, float delta) {
   return e > delta ? delta : e < -delta ? -delta : e;
 }
 
-struct TDResult {
-  float loss;      // sum over the sequence, unweighted
-  float priority;  // eta * max |e| + (1 - eta) * mean |e|
-  bool bad_action;
+struct TDTransition {
+  float error, q_taken;  // 0 where not trained, where not valid
+  bool trained, bad_action;
 };
 
-// Fills td_error[S], q_taken[S] and value[S+1] (scratch); `trained` transitions are the valid ones from burn_in on.
-TOWNLET_HD TDResult td_sequence(const TDSequence& s, const TDSettings& k, float* value, float* td_error,
-                                float* q_taken) {
-  for (int u = 1; u <= s.S; ++u) value[u] = td_greedy_value(s, k, u);
-  TDResult r{0.0f, 0.0f, false};
-  float sum = 0.0f, top = 0.0f;
-  int count = 0;
-  for (int t = 0; t < s.S; ++t) {
-    td_error[t] = q_taken[t] = 0.0f;
-    if (!td_valid(s, t)) continue;
-    const int64_t a = s.action[t];
-    if (a < 0 || a >= s.A) {
-      r.bad_action = true;
-      continue;
-    }
-    q_taken[t] = s.q_online[t * s.q_stride + a];
-    if (t < k.burn_in) continue;
-    const float e = td_target(s, k, value, t) - q_taken[t];
-    td_error[t] = e;
-    r.loss += td_loss(e, k.huber_delta);
-    sum += fabsf(e);
-    top = fabsf(e) > top ? fabsf(e) : top;
-    ++count;
-  }
-  if (count) r.priority = k.eta * top + (1.0f - k.eta) * (sum / float(count));
+// Transition t of a sequence; value [S+1] holds td_greedy_value from 1 on.  Trained are the valid ones from burn_in on.
+TOWNLET_HD TDTransition td_transition(const TDSequence& s, const TDSettings& k, const float* value, int t) {
+  TDTransition r{0.0f, 0.0f, false, false};
+  if (!td_valid(s, t)) return r;
+  const int64_t a = s.action[t];
+  r.bad_action = a < 0 || a >= s.A;
+  if (r.bad_action) return r;
+  r.q_taken = s.q_online[t * s.q_stride + a];
+  r.trained = t >= k.burn_in;
+  if (r.trained) r.error = td_target(s, k, value, t) - r.q_taken;
   return r;
 }
+
+struct TDSums {
+  float loss = 0.0f, sum = 0.0f, top = 0.0f;  // of the loss, unweighted, and of |error|
+  int count = 0;
+  TOWNLET_METHOD void add(float error, float huber_delta) {
+    loss += td_loss(error, huber_delta);
+    sum += fabsf(error);
+    top = fabsf(error) > top ? fabsf(error) : top;
+    ++count;
+  }
+  // eta * max |error| + (1 - eta) * mean |error|
+  TOWNLET_METHOD float priority(float eta) const {
+    return count ? eta * top + (1.0f - eta) * (sum / float(count)) : 0.0f;
+  }
+};
 
 }  // namespace townlet

@@ -212,10 +212,17 @@ struct TDRun {
       seq.q_stride = seq.q_target_stride = s.R * net.outputs_p;
       seq.q_online = s.head.out + r * net.outputs_p;
       seq.q_target = (q.target ? s.head.target : s.head.out) + r * net.outputs_p;
-      const TDResult res = td_sequence(seq, q.td, s.head.value, q.td_error + at * S, q.q_taken + at * S);
-      row_loss[at] = res.loss;
-      q.priority[at] = res.priority;
-      if (res.bad_action) __atomic_store_n(q.bad_action, true, __ATOMIC_RELAXED);
+      for (int u = 1; u <= S; ++u) s.head.value[u] = td_greedy_value(seq, q.td, u);
+      TDSums sums;
+      for (int t = 0; t < S; ++t) {
+        const TDTransition d = td_transition(seq, q.td, s.head.value, t);
+        q.td_error[at * S + t] = d.error;
+        q.q_taken[at * S + t] = d.q_taken;
+        if (d.trained) sums.add(d.error, q.td.huber_delta);
+        if (d.bad_action) __atomic_store_n(q.bad_action, true, __ATOMIC_RELAXED);
+      }
+      row_loss[at] = sums.loss;
+      q.priority[at] = sums.priority(q.td.eta);
       if (!backward) continue;
       const float scale = q.weight[at] / count[s.p];
       for (int64_t t = L; t < S; ++t) {

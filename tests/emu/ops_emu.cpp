@@ -1,0 +1,56 @@
+// The operators of csrc/cuda on the host shim, as torch.ops.townlet_emu.*: same schemas, CPU tensors.
+
+#include "../../csrc/net.h"
+#include "cuda_runtime.h"
+
+namespace townlet {
+namespace {
+
+struct Guard {
+  explicit Guard(const Tensor&) {}
+};
+void* current_stream(const Tensor&) { return nullptr; }
+void check(int error) { STD_TORCH_CHECK(error == 0, "launch failed: ", error); }
+
+Tensor rounded(const Tensor& t) {
+  return torch::stable::to(torch::stable::to(t, ScalarType::BFloat16), ScalarType::Float);
+}
+Tensor product_bf16(const Tensor& a, const Tensor& b) { return torch::stable::matmul(rounded(a), rounded(b)); }
+
+void set_order(int64_t order) { emu::options.order = static_cast<unsigned>(order); }
+
+}  // namespace
+}  // namespace townlet
+
+#include "../../csrc/cuda/ops_impl.h"
+
+STABLE_TORCH_LIBRARY(townlet_emu, m) {
+  m.def("set_order(int order) -> ()");
+  m.def(
+      "pack(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
+      "Tensor? w_val, Tensor? b_val, bool bf16) -> Tensor");
+  m.def(
+      "td_unroll(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
+      "Tensor? w_val, Tensor? b_val, Tensor? target, Tensor features_online, Tensor? features_target, Tensor h0, "
+      "Tensor c0, Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask, Tensor weight, "
+      "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
+      "float eta, bool bf16, bool param_grads, bool feature_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_unroll(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? reset, bool save) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_unroll_backward(Tensor dy, Tensor dh, Tensor dc, Tensor saved, Tensor x, Tensor w_ih, Tensor w_hh, "
+      "Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CPU, m) {
+  m.impl("pack", TORCH_BOX(&townlet::pack_gpu));
+  m.impl("td_unroll", TORCH_BOX(&townlet::td_unroll_gpu));
+  m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_gpu));
+  m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_gpu));
+  m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_gpu));
+}
+STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CompositeExplicitAutograd, m) {
+  m.impl("set_order", TORCH_BOX(&townlet::set_order));
+}

@@ -1,0 +1,132 @@
+"""The CUDA kernels' own source, run on the host by the shim of tests/emu, against the float64 twin.
+
+The cases are those of the CPU kernel: an orthogonal array over odd sizes, then every variant. What only a GPU shows
+(speed, the memory model, cuBLAS) is not seen here: see docs/cuda.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from cuda_emu import emu, evaluate, lstm_unroll, pack, td_unroll
+from op_cases import Case, Deviation, deviation, draw, draw_decided
+from op_cases import evaluate as evaluate_twin
+from test_op_values import (
+    BASE,
+    BFLOAT16_GRADIENTS,
+    BFLOAT16_VALUES,
+    VARIANTS,
+    check,
+    orthogonal_array,
+)
+from torch import Tensor
+
+from townlet import reference
+
+
+@pytest.fixture(params=[0, 1, 7], ids=["in order", "reversed", "random"])
+def order(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The order in which the shim runs a block's threads."""
+    emu.set_order(request.param)
+    yield request.param
+    emu.set_order(0)
+
+
+def compare(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Deviation]:
+    problem = draw_decided(case).with_spec(compute_dtype=dtype)
+    incoming = torch.rand(case.P, generator=torch.Generator().manual_seed(7)) + 0.5
+    got = evaluate(problem, incoming)
+    want = evaluate_twin(reference.td_unroll, problem.to(torch.float64), incoming)
+    assert got.keys() == want.keys()
+    return {name: deviation(got[name], want[name]) for name in want}
+
+
+@pytest.mark.parametrize("case", [c for c in orthogonal_array() if c.P * c.B * c.S * c.H < 4_000], ids=str)
+def test_sizes(case: Case) -> None:
+    check(compare(case))
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_variants(case: Case) -> None:
+    check(compare(case))
+
+
+def test_schedules(order: int) -> None:
+    check(compare(replace(BASE, B=35, H=37)))
+
+
+@pytest.mark.parametrize("case", [BASE, replace(BASE, F=None, B=33, H=40)], ids=str)
+def test_bfloat16(case: Case) -> None:
+    check(compare(case, torch.bfloat16), BFLOAT16_VALUES, BFLOAT16_GRADIENTS)
+
+
+def test_what_is_not_asked_for_is_not_computed() -> None:
+    problem = draw(BASE)
+    whole, (d_features, *d_weights) = td_unroll(problem)
+    for param_grads, feature_grads in ((False, False), (True, False), (False, True)):
+        out, (features, *weights) = td_unroll(problem, param_grads, feature_grads)
+        assert all(torch.equal(a, b) for a, b in zip(out, whole, strict=True))
+        assert torch.equal(features, d_features) if feature_grads else features.numel() == 0
+        for got, want in zip(weights, d_weights, strict=True):
+            assert torch.equal(got, want) if param_grads else got.numel() == 0
+
+
+def test_an_action_out_of_range_makes_its_members_loss_nan() -> None:
+    problem = draw(BASE)
+    valid = reference.valid_transitions(problem.batch)
+    member, sequence, t = (int(i) for i in valid.nonzero()[-1])
+    action = problem.batch.action.clone()
+    action[member, sequence, t] = BASE.A
+    broken, _ = td_unroll(problem._replace(batch=problem.batch._replace(action=action)))
+    nan = broken.loss.isnan()
+    assert bool(nan[member])
+    assert int(nan.sum()) == 1
+    action[member, sequence, t] = BASE.A - 1
+    assert not bool(td_unroll(problem._replace(batch=problem.batch._replace(action=action)))[0].loss.isnan().any())
+
+
+def test_resets_and_the_carried_state_matter() -> None:
+    """Controls: the comparison sees a dropped state and a moved reset."""
+    problem = draw_decided(BASE)
+    batch = problem.batch
+    want = td_unroll(problem)[0].td_error
+    dropped = batch._replace(h0=torch.zeros_like(batch.h0), c0=torch.zeros_like(batch.c0))
+    moved = batch._replace(reset=batch.reset.roll(1, 2))
+    for other in (dropped, moved):
+        assert deviation(td_unroll(problem._replace(batch=other))[0].td_error, want).scaled > 1e-3
+
+
+@pytest.mark.parametrize(("P", "B", "T", "D", "H"), [(1, 1, 1, 1, 1), (2, 3, 5, 4, 17), (1, 33, 3, 9, 33)])
+@pytest.mark.parametrize("resets", [True, False])
+def test_lstm_unroll(P: int, B: int, T: int, D: int, H: int, resets: bool) -> None:
+    g = torch.Generator().manual_seed(P + B + T + D + H)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=g) * scale
+
+    inputs = [
+        normal(P, B, T, D), normal(P, B, H, scale=0.5), normal(P, B, H, scale=0.5),
+        normal(P, 4 * H, D, scale=0.4), normal(P, 4 * H, H, scale=0.4), normal(P, 4 * H, scale=0.4),
+    ]  # fmt: skip
+    reset = torch.rand(P, B, T, generator=g) < 0.3 if resets else None
+    outer = [normal(P, B, T, H), normal(P, B, H), normal(P, B, H)]
+    exact = [v.double().requires_grad_() for v in inputs]
+    out = reference.lstm_unroll(*exact, reset)
+    want = [*out, *torch.autograd.grad(sum((a * b.double()).sum() for a, b in zip(out, outer, strict=True)), exact)]
+    got = lstm_unroll(*inputs, reset, *outer)
+    for a, b in zip(got, want, strict=True):
+        assert deviation(a, b.detach()).scaled < 2e-5
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_lstm_step(resets: bool) -> None:
+    problem = draw(replace(BASE, B=35))
+    w, b = problem.online, problem.batch
+    reset = b.reset[:, :, 0] if resets else None
+    got = emu.lstm_step(b.features_online[:, :, 1], b.h0, b.c0, pack(w), reset)
+    want = reference.lstm_step(b.features_online[:, :, 1], b.h0, b.c0, w.w_ih, w.w_hh, w.bias, reset)
+    for a, c in zip(got, want, strict=True):
+        assert deviation(a, c.double()).scaled < 5e-6
