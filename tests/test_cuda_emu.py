@@ -58,6 +58,33 @@ def test_schedules(order: int) -> None:
     check(compare(replace(BASE, B=35, H=37)))
 
 
+def test_every_barrier_is_needed() -> None:
+    """Each barrier of these kernels left out in turn changes a result, in one of the orders."""
+    case = replace(BASE, P=1, B=35, H=37)
+    problem = draw_decided(case)
+
+    def results() -> list[Tensor]:
+        out, gradients = td_unroll(problem)
+        return [*out, *gradients]
+
+    want = results()
+    places = {i: emu.site(i) for i in range(emu.sites())}
+    mine = [i for i, place in places.items() if "step.cu" in place or "td.cu" in place]
+    assert len(mine) >= 6
+    for i in mine:
+        caught = False
+        for order in (0, 1):
+            emu.set_order(order)
+            emu.leave_out(i)
+            try:
+                caught |= not all(torch.equal(a, b) for a, b in zip(results(), want, strict=True))
+            finally:
+                emu.leave_out(-1)
+                emu.set_order(0)
+        assert caught, f"the barrier at {places[i]} can be left out"
+    assert all(torch.equal(a, b) for a, b in zip(results(), want, strict=True)), "control"
+
+
 @pytest.mark.parametrize("case", [BASE, replace(BASE, F=None, B=33, H=40)], ids=str)
 def test_bfloat16(case: Case) -> None:
     check(compare(case, torch.bfloat16), BFLOAT16_VALUES, BFLOAT16_GRADIENTS)

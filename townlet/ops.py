@@ -369,6 +369,9 @@ def _up(n: int) -> int:
 
 @torch.library.register_fake("townlet::pack")
 def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
+    if w_ih.device.type == "cuda":  # the weights themselves, one part behind the other
+        parts = (w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val)
+        return w_ih.new_empty(w_ih.shape[0], sum(w[0].numel() for w in parts if w is not None))
     P, _, D = w_ih.shape
     H, F, outputs = w_hh.shape[2], w_adv.shape[2], w_adv.shape[1] + (w_val is not None)
     pack = torch.ops.townlet.bf16_pack() if bf16 else 1
@@ -406,8 +409,10 @@ def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
     P, B, T, D = x.shape
     H = w_hh.shape[2]
     row = (_up(D + _up(H)) // LANES // 2 * 2 + 1) * LANES  # an odd number of vectors
-    saved = P * B * (T * (row + 5 * _up(H)) + (T + 1) * _up(H)) if save else 0
-    return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved)
+    saved = P * B * (T * (row + 5 * _up(H)) + (T + 1) * _up(H))
+    if x.device.type == "cuda":
+        saved = P * B * (6 * T + 1) * H
+    return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved if save else 0)
 
 
 @torch.library.register_fake("townlet::lstm_unroll_backward")

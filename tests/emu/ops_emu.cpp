@@ -18,6 +18,12 @@ Tensor rounded(const Tensor& t) {
 Tensor product_bf16(const Tensor& a, const Tensor& b) { return torch::stable::matmul(rounded(a), rounded(b)); }
 
 void set_order(int64_t order) { emu::options.order = static_cast<unsigned>(order); }
+int64_t sites() { return emu::sites(); }
+std::string site(int64_t index) { return emu::site(static_cast<int>(index)); }
+void leave_out(int64_t index) {
+  emu::options.ignore = static_cast<int>(index);
+  emu::options.strict = index < 0;
+}
 
 }  // namespace
 }  // namespace townlet
@@ -26,6 +32,10 @@ void set_order(int64_t order) { emu::options.order = static_cast<unsigned>(order
 
 STABLE_TORCH_LIBRARY(townlet_emu, m) {
   m.def("set_order(int order) -> ()");
+  // barriers met so far, by place in the source; the mutation tests' switch: leave one out, -1 none
+  m.def("sites() -> int");
+  m.def("site(int index) -> str");
+  m.def("leave_out(int index) -> ()");
   m.def(
       "pack(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
       "Tensor? w_val, Tensor? b_val, bool bf16) -> Tensor");
@@ -53,4 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CompositeExplicitAutograd, m) {
   m.impl("set_order", TORCH_BOX(&townlet::set_order));
+  m.impl("sites", TORCH_BOX(&townlet::sites));
+  m.impl("site", TORCH_BOX(&townlet::site));
+  m.impl("leave_out", TORCH_BOX(&townlet::leave_out));
 }
