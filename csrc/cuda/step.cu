@@ -24,7 +24,8 @@ __device__ bool starts(const bool* reset, int64_t sequence, int64_t T, int64_t t
 template <class Element>
 __global__ void __launch_bounds__(kThreads) forward_step(UnrollForward a, int64_t t) {
   __shared__ float left[kDepth][kRows + 1];  // states, [unit before][row]
-  __shared__ float4 right[kDepth][kUnits];   // [unit before][unit] x gates
+  // [unit before][unit] x gates; one more, or the lanes that store a row of w_hh would all meet in one bank
+  __shared__ float4 right[kDepth][kUnits + 1];
   const Chain n = blockIdx.z / unsigned(a.P) ? a.chain[1] : a.chain[0];
   const int64_t p = blockIdx.z % unsigned(a.P), H = a.H, T = a.T;
   const int64_t first_row = int64_t(blockIdx.y) * kRows, first_unit = int64_t(blockIdx.x) * kUnits;
