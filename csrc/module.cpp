@@ -37,6 +37,7 @@ py::dict build_info() {
   info["compiler"] = kCompiler;
   info["compiler_version"] = kCompilerVersion;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["cuda_architectures"] = TOWNLET_CUDA_BUILT;  // of _cuda.so
   return info;
 }
 

@@ -86,6 +86,8 @@ def fake(learner: Learner) -> None:
     learner.replay._loops = reference
     learner.td_unroll = partial(ops.td_unroll, grads=learner.population.recurrent_grads)
     object.__setattr__(learner.spec, "gamma", learner.population.gamma)
+    del learner.population.packed_target  # of another size there
+    learner.population._pack_target()
 
 
 def spoil(learner: Learner, control: str) -> None:

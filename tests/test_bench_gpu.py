@@ -34,9 +34,10 @@ def test_the_parts_add_up_to_the_update() -> None:
 @pytest.mark.parametrize(
     ("kernel", "part"),
     [
-        ("void townlet::cuda::step_forward<float>(townlet::cuda::Step)", gpu.FORWARD),
+        ("void townlet::cuda::forward_step<float>(townlet::cuda::UnrollForward, long)", gpu.FORWARD),
         ("void townlet::cuda::resident_backward<__nv_bfloat16, 4>(...)", gpu.BACKWARD),
-        ("townlet::cuda::td_loss(townlet::TD)", gpu.TD),
+        ("townlet::cuda::td_kernel(townlet::cuda::TDProblem)", gpu.TD),
+        ("townlet::cuda::add_bias_kernel(float*, float const*, long, long, long, bool)", gpu.OTHER),
         ("ampere_sgemm_128x64_tn", gpu.PRODUCTS),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", gpu.PRODUCTS),
         ("void at::native::elementwise_kernel<128, 4, ...>", gpu.OTHER),

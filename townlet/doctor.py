@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _native, ops, reference
 from . import device as devices
-from . import ops, reference
 from ._build import build_config
 from .params import RecurrentQParams, SequenceBatch, TDSpec
 
@@ -54,7 +54,8 @@ def examine(out: Callable[[str], None], device: str = "cpu") -> int:
     if sick:
         out(f"WRONG: {', '.join(sick)}")
         return 1
-    out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel_in_use()}")
+    kernel = cuda_kernel_in_use() if where.type == "cuda" else kernel_in_use()
+    out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel}")
     if where.type == "cuda":
         doctor_cuda.measure(where, out)
     return 0
@@ -65,11 +66,19 @@ def kernel_in_use() -> str:
     return f"compiled C++ on CPU, {ops.ISA} ({ops.LANES} floats per vector)"
 
 
+def cuda_kernel_in_use() -> str:
+    """Which implementation ``td_unroll`` takes for CUDA tensors, in words."""
+    if not _native.CUDA:
+        return f"none ({_native.WHY_NOT_CUDA})"
+    return "a launch per time step (csrc/cuda/step.cu), products by cuBLAS; any size"
+
+
 def describe() -> dict[str, str]:
     """Name -> value: versions, build, instruction set, threads, GPU."""
     facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
     facts["machine"] = f"{platform.system()} {platform.machine()}, {cpu_name()}"
     facts["kernel in use"] = kernel_in_use()
+    facts["CUDA kernel in use"] = cuda_kernel_in_use()
     facts["torch CPU capability"] = torch.backends.cpu.get_cpu_capability()
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
     facts["GPU"] = _gpu()

@@ -113,9 +113,8 @@ def work(shape: Shape, weight_bytes: int) -> dict[str, Work]:
 def part_of(kernel: str) -> str:
     """Which part of an update a kernel of that name belongs to."""
     if "townlet" in kernel:
-        if "backward" in kernel:
-            return BACKWARD
-        return TD if "td" in kernel.split("townlet", 1)[1] else FORWARD
+        own = {"forward": FORWARD, "backward": BACKWARD, "td_kernel": TD}
+        return next((part for word, part in own.items() if word in kernel), OTHER)
     name = kernel.lower()
     return PRODUCTS if any(word in name for word in ("gemm", "cutlass", "xmma", "cublas", "nvjet")) else OTHER
 
