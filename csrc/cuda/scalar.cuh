@@ -9,7 +9,8 @@
 namespace townlet::cuda {
 
 struct Scalar {
-  __device__ static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+  // to about 2 ulp, with no subroutine for the division; exp(-x) = inf gives 0
+  __device__ static float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
   __device__ static float tanh(float x) { return tanhf(x); }
 };
 

@@ -349,13 +349,16 @@ void prepare(Group& g, unsigned first) {
   }
 }
 
-// Every runnable thread of a block runs to its next barrier or warp operation.  False if none did more than spin.
+// Every runnable thread of a block, or in a random order half of them, runs to its next barrier or warp operation.
+// False if no thread could do more than spin.
 bool round(Group& g, Block& b) {
   if (options.order > 1) std::shuffle(b.order.begin(), b.order.end(), g.rng);
   bool moved = false, live = false, waits = true;
   for (unsigned i : b.order) {
     Fiber& t = b.f[i];
-    if (t.st == kReady || t.st == kYielded) {
+    if (t.st == kReady && options.order > 1 && g.rng() % 2) {
+      moved = true;  // it could have: a later round will run it
+    } else if (t.st == kReady || t.st == kYielded) {
       const bool spun = t.st == kYielded;
       t.st = kReady;
       g.running = &t;
@@ -382,6 +385,7 @@ bool round(Group& g, Block& b) {
   }
   if (!live) {
     b.done = true;
+    __tsan_acquire(&g.launch->end_obj);
     std::vector<char>().swap(b.smem);  // AddressSanitizer sees who still holds a pointer into it
   }
   if (live && !runnable && !waits) {
