@@ -54,6 +54,41 @@ def test_variants(case: Case) -> None:
     check(compare(case))
 
 
+RESIDENT = [  # GPU, what it runs, sizes
+    ((90, 132), "one block", BASE),
+    ((80, 108), "one block", replace(BASE, target=False, F=None)),
+    ((90, 132), "cluster of 2", replace(BASE, P=1, B=5, S=4, burn_in=1, H=67)),
+    ((80, 108), "cooperative grid", replace(BASE, P=1, B=3, S=3, burn_in=1, H=129)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("gpu", "form", "case"), RESIDENT, ids=[form for _, form, _ in RESIDENT])
+def test_resident(gpu: tuple[int, int], form: str, case: Case, dtype: torch.dtype) -> None:
+    """The whole operator with the resident kernels in it, in each of their forms."""
+    bf16 = dtype == torch.bfloat16
+    chains = 1 + case.target
+    plan = torch.ops.townlet.unroll_plan(*gpu, case.P, case.B, case.S + 1, case.H, bf16, chains, False)
+    assert form in plan
+    steps = evaluate(draw_decided(case).with_spec(compute_dtype=dtype), torch.ones(case.P))
+    emu.set_gpu(*gpu)
+    try:
+        tolerances = (BFLOAT16_VALUES, BFLOAT16_GRADIENTS) if bf16 else ()
+        check(compare(case, dtype), *tolerances)
+        resident = evaluate(draw_decided(case).with_spec(compute_dtype=dtype), torch.ones(case.P))
+    finally:
+        emu.set_gpu(0, 0)
+    assert not torch.equal(resident["h_final"], steps["h_final"]), "control: another order of summation ran"
+
+
+def test_lstm_unroll_resident() -> None:
+    emu.set_gpu(90, 132)
+    try:
+        test_lstm_unroll(2, 3, 5, 4, 17, True)
+    finally:
+        emu.set_gpu(0, 0)
+
+
 def test_schedules(order: int) -> None:
     check(compare(replace(BASE, B=35, H=37)))
 

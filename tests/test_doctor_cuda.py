@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,3 +102,15 @@ def test_gpu_tensors_without_kernels_are_announced_and_those_without_a_kernel_ar
     for name in ("act", "adam_step", "spatial_encode"):
         assert not ops._kernel_fits(name, Fake())  # type: ignore[arg-type]
     assert len(ops._announced) == (0 if _native.CUDA else 1)
+
+
+def test_it_says_which_kernels_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    old = SimpleNamespace(major=7, minor=5, multi_processor_count=40)
+    monkeypatch.setattr(_native, "CUDA", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: h100)
+    said = doctor.cuda_kernel_in_use()
+    assert "H = 128 bf16: resident" in said
+    assert "H = 256 bf16: resident, cluster of" in said
+    assert doctor.plan_in_words(old, 256, "fp32") == "a launch per step"

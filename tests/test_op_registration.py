@@ -122,7 +122,7 @@ def test_every_op_is_sampled() -> None:
     plain = {n for n in names if "Tensor" not in str(getattr(torch.ops.townlet, n[9:-8]).default._schema)}
     assert plain == {
         f"townlet::{name}.default"
-        for name in ("lanes", "bf16_pack", "isa", "isa_levels", "td_unroll_scratch", "last_scratch")
+        for name in ("lanes", "bf16_pack", "isa", "isa_levels", "td_unroll_scratch", "last_scratch", "unroll_plan")
     }
     assert names - plain == {name for name, _, _ in CALLS}
 

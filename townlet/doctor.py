@@ -54,7 +54,7 @@ def examine(out: Callable[[str], None], device: str = "cpu") -> int:
     if sick:
         out(f"WRONG: {', '.join(sick)}")
         return 1
-    kernel = cuda_kernel_in_use() if where.type == "cuda" else kernel_in_use()
+    kernel = cuda_kernel_in_use(where) if where.type == "cuda" else kernel_in_use()
     out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel}")
     if where.type == "cuda":
         doctor_cuda.measure(where, out)
@@ -66,11 +66,22 @@ def kernel_in_use() -> str:
     return f"compiled C++ on CPU, {ops.ISA} ({ops.LANES} floats per vector)"
 
 
-def cuda_kernel_in_use() -> str:
+def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
     """Which implementation ``td_unroll`` takes for CUDA tensors, in words."""
     if not _native.CUDA:
         return f"none ({_native.WHY_NOT_CUDA})"
-    return "a launch per time step (csrc/cuda/step.cu), products by cuBLAS; any size"
+    if not torch.cuda.is_available():
+        return "none (no usable GPU)"
+    gpu = torch.cuda.get_device_properties(where)
+    plans = (f"H = {H} {name}: {plan_in_words(gpu, H, name)}" for H in (128, 256, 512) for name in ("fp32", "bf16"))
+    return "B = 64, S = 80, forward, " + "; ".join(plans)
+
+
+def plan_in_words(gpu: Any, H: int, dtype: str) -> str:
+    """The form of the recurrent kernels on a GPU (its properties, as torch gives them) for two chains of 64 x 81."""
+    arch, bf16 = 10 * gpu.major + gpu.minor, dtype == "bf16"
+    plan: str = torch.ops.townlet.unroll_plan(arch, gpu.multi_processor_count, 1, 64, 81, H, bf16, 2, False)
+    return plan
 
 
 def describe() -> dict[str, str]:

@@ -4,7 +4,11 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #include "../net.h"
+#include "plan.h"
 
 namespace townlet {
 namespace {
@@ -19,6 +23,21 @@ void* current_stream(const Tensor& t) {
   return stream;
 }
 void check(int error) { STD_CUDA_CHECK(static_cast<cudaError_t>(error)); }
+
+// The environment variable TOWNLET_CUDA_UNROLL=step leaves the resident kernels out, for comparisons.
+std::optional<cuda::Gpu> gpu_of(const Tensor& t) {
+  static const bool step = [] {
+    const char* chosen = std::getenv("TOWNLET_CUDA_UNROLL");
+    return chosen != nullptr && std::strcmp(chosen, "step") == 0;
+  }();
+  if (step) return std::nullopt;
+  const int device = t.get_device_index();
+  int major = 0, minor = 0, sms = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
+  return cuda::Gpu{10 * major + minor, sms};
+}
 
 Tensor product_bf16(const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(torch::stable::to(a, ScalarType::BFloat16)),

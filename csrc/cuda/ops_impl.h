@@ -4,6 +4,7 @@
 //   struct Guard            makes a tensor's device current
 //   void* current_stream(const Tensor&)
 //   void check(int)         an exception for a cudaError_t that is not success
+//   std::optional<cuda::Gpu> gpu_of(const Tensor&)   nothing: a launch per step, whatever the size
 //   Tensor product_bf16(const Tensor& a, const Tensor& b)   a @ b of bfloat16 operands, batched, as float
 //
 // Products over all of time are torch's own (on a GPU: cuBLAS), so their order of summation is that library's.
@@ -13,6 +14,8 @@
 #include <tuple>
 
 #include "../net.h"
+#include "plan.h"
+#include "resident.h"
 #include "rows.h"
 #include "td.h"
 #include "unroll.h"
@@ -83,8 +86,25 @@ struct Call {
   }
   // recurrent weights as the kernels multiply with them
   Tensor recurrent(const Tensor& w_hh) const { return bf16 ? torch::stable::to(w_hh, ScalarType::BFloat16) : w_hh; }
-  void forward(const cuda::UnrollForward& a) const { check(cuda::step_forward(a, stream)); }
-  void backward(const cuda::UnrollBackward& a) const { check(cuda::step_backward(a, stream)); }
+  void forward(const cuda::UnrollForward& a) const {
+    const cuda::Plan plan = plan_of({a.P, a.B, a.T, a.H, a.bf16, a.chains, false});
+    if (!plan.resident) return check(cuda::step_forward(a, stream));
+    Tensor scratch = bytes(plan.how.forward_scratch(plan.how.groups(a.P, a.B, a.chains)));
+    check(cuda::resident_unroll_forward(plan.how, a, at(scratch), stream));
+  }
+  void backward(const cuda::UnrollBackward& a) const {
+    const cuda::Plan plan = plan_of({a.P, a.B, a.T, a.H, a.bf16, 1, true});
+    if (!plan.resident) return check(cuda::step_backward(a, stream));
+    Tensor scratch = bytes(plan.how.backward_scratch(plan.how.groups(a.P, a.B, 1)));
+    check(cuda::resident_unroll_backward(plan.how, a, at(scratch), stream));
+  }
+
+ private:
+  cuda::Plan plan_of(const cuda::UnrollSizes& n) const {
+    const std::optional<cuda::Gpu> gpu = gpu_of(like);
+    return gpu ? cuda::plan_unroll(*gpu, n) : cuda::Plan{};
+  }
+  Tensor bytes(int64_t n) const { return make({(n + 3) / 4}); }
 };
 
 const void* raw(const Tensor& t) { return t.const_data_ptr(); }

@@ -1,6 +1,8 @@
 #pragma once
 // Which variant of the recurrent kernels runs: a pure function of the sizes and the GPU, for the host.
 
+#include <string>
+
 #include "resident_plan.h"
 
 namespace townlet::cuda {
@@ -80,6 +82,16 @@ inline Plan plan_unroll(const Gpu& gpu, const UnrollSizes& n) {
       if (fits(s) && one_wave(s)) return {true, s};
     }
   return step;
+}
+
+// In words, for people.
+inline std::string describe(const Plan& plan) {
+  if (!plan.resident) return "a launch per step";
+  const Resident& s = plan.how;
+  const std::string rows = ", " + std::to_string(s.rows) + " rows";
+  if (s.exchange == Exchange::kSingle) return "resident, one block" + rows;
+  return "resident, " + std::string(s.exchange == Exchange::kCluster ? "cluster" : "cooperative grid") + " of " +
+         std::to_string(s.blocks) + " blocks" + rows;
 }
 
 }  // namespace townlet::cuda

@@ -1,5 +1,6 @@
 // The operators of csrc/cuda on the host shim, as torch.ops.townlet_emu.*: same schemas, CPU tensors.
 
+#include "../../csrc/cuda/plan.h"
 #include "../../csrc/net.h"
 #include "cuda_runtime.h"
 
@@ -11,6 +12,13 @@ struct Guard {
 };
 void* current_stream(const Tensor&) { return nullptr; }
 void check(int error) { STD_TORCH_CHECK(error == 0, "launch failed: ", error); }
+
+// The GPU that the plan is made for; none: a launch per step.
+std::optional<cuda::Gpu> gpu;
+std::optional<cuda::Gpu> gpu_of(const Tensor&) { return gpu; }
+void set_gpu(int64_t arch, int64_t sms) {
+  gpu = arch > 0 ? std::optional(cuda::Gpu{static_cast<int>(arch), static_cast<int>(sms)}) : std::nullopt;
+}
 
 Tensor rounded(const Tensor& t) {
   return torch::stable::to(torch::stable::to(t, ScalarType::BFloat16), ScalarType::Float);
@@ -32,6 +40,8 @@ void leave_out(int64_t index) {
 
 STABLE_TORCH_LIBRARY(townlet_emu, m) {
   m.def("set_order(int order) -> ()");
+  // compute capability and number of SMs that the plan is made for; 0, 0: a launch per step
+  m.def("set_gpu(int arch, int sms) -> ()");
   // barriers met so far, by place in the source; the mutation tests' switch: leave one out, -1 none
   m.def("sites() -> int");
   m.def("site(int index) -> str");
@@ -63,6 +73,7 @@ STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CompositeExplicitAutograd, m) {
   m.impl("set_order", TORCH_BOX(&townlet::set_order));
+  m.impl("set_gpu", TORCH_BOX(&townlet::set_gpu));
   m.impl("sites", TORCH_BOX(&townlet::sites));
   m.impl("site", TORCH_BOX(&townlet::site));
   m.impl("leave_out", TORCH_BOX(&townlet::leave_out));
