@@ -192,3 +192,11 @@ def test_lstm_step(resets: bool) -> None:
     want = reference.lstm_step(b.features_online[:, :, 1], b.h0, b.c0, w.w_ih, w.w_hh, w.bias, reset)
     for a, c in zip(got, want, strict=True):
         assert deviation(a, c.double()).scaled < 5e-6
+
+
+def test_more_members_than_a_grid_takes_are_named() -> None:
+    P = 32768
+    x, state = torch.zeros(P, 1, 1, 1), torch.zeros(P, 1, 1)
+    weights = torch.zeros(P, 4, 1), torch.zeros(P, 4, 1), torch.zeros(P, 4)
+    with pytest.raises(RuntimeError, match=r"at most 32767 members .* got P = 32768, B = 1"):
+        emu.lstm_unroll(x, state, state, *weights, None, False)
