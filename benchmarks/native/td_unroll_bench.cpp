@@ -138,7 +138,7 @@ struct Update {
     q.h_final = h_final.data();
     q.c_final = c_final.data();
     q.param_grads = true;
-    const auto rows = [this](int part) { return GradRows{grad[part].data(), 0}; };  // of one member
+    const auto rows = [this](int part) { return townlet::GradRows{grad[part].data(), 0}; };  // of one member
     q.grad.w_ih = rows(plain::kWIh);
     q.grad.w_hh = rows(plain::kWHh);
     q.grad.bias = rows(plain::kBias);
