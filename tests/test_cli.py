@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, cli, doctor, ops, progress, report
+from townlet import checkpoint, doctor, ops, progress, report
 from townlet.cli import main
 from townlet.config import Config
 from townlet.records import COLUMNS, Records, new_folder
@@ -350,7 +350,6 @@ def test_an_interruption_outside_training_is_not_a_traceback(monkeypatch, capsys
 
     monkeypatch.setattr(report.Agent, "load", interrupted)
     assert main(["eval", "x"]) == 130
-    monkeypatch.setattr(cli, "_say", lambda text: None)
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -16,11 +16,12 @@ import numpy as np
 from torch import Tensor
 
 from . import checkpoint
+from .assembly import build_network
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
 from .records import write_json
-from .trainer import Trainer, build_network, read_run
+from .trainer import Trainer, read_run
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, ops
+from . import checkpoint
 from . import device as devices
+from .assembly import build_network, memory_statement, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
 from .learner import Learner
-from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
 from .population import VectorizedPopulation
 from .progress import Progress
 from .records import EpisodeStatistics, Records, new_folder
@@ -90,8 +90,8 @@ class Trainer:
         self.worlds = self._training_worlds()
         self.network = build_network(config, self.worlds)
         obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
-        sizes = _replay_sizes(config, self.worlds, self.network, legal is not None)
-        say(_memory_statement(config, sizes, self.network, device))
+        sizes = replay_sizes(config, self.worlds, self.network, legal is not None)
+        say(memory_statement(config, sizes, self.network, device))
         seeds = [config.seed + p for p in range(P)]
         self.population = VectorizedPopulation(
             self.network,
@@ -418,74 +418,12 @@ class Trainer:
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 
-def build_network(config: Config, worlds: VectorAdapter) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
-    """The network that ``config`` names, fitted to the worlds' observations and actions."""
-    if config.network == "spatial":
-        return RecurrentSpatialQNetwork.from_town(worlds.env, head_size=config.head_size, dueling=config.dueling)
-    return RecurrentQNetwork(
-        worlds.obs_size,
-        worlds.n_actions,
-        encoder=config.encoder,
-        hidden_size=config.hidden_size,
-        head_size=config.head_size,
-        dueling=config.dueling,
-    )
-
-
-def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
-    """The operator's settings."""
-    return ops.TDSpec(
-        gamma=gamma,
-        n_step=config.n_step,
-        burn_in=config.burn_in,
-        double_q=config.double_q,
-        rescale_eps=config.rescale_eps,
-        loss=config.loss,  # type: ignore[arg-type]
-        huber_delta=config.huber_delta,
-        eta=config.eta,
-    )
-
-
 def read_run(path: str | Path) -> dict[str, Any]:
     """A checkpoint of a training run. Raises CheckpointError for anything else."""
     tree = checkpoint.read_file(path)
     if tree.get("kind") != "townlet-run":
         raise checkpoint.CheckpointError(f"{path}: is not the checkpoint of a training run")
     return tree
-
-
-def _replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
-    return {
-        "members": config.members,
-        "num_envs": config.num_envs,
-        "capacity": config.capacity,
-        "obs_size": worlds.obs_size,
-        "n_actions": worlds.n_actions,
-        "hidden_size": network.hidden_size,
-        "seq_len": config.seq_len,
-        "stride": config.stride,
-        "store_legal": legal,
-    }
-
-
-def _memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
-    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
-    replay = SequentialReplayBuffer.measure(**replay_sizes)
-    weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
-    machine = devices.memory(device)
-    if replay.nbytes + weights > machine:
-        raise ValueError(
-            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
-            f"{devices.describe(device)} has {_bytes(machine)}; lower capacity or members"
-        )
-    streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
-    return (
-        f"memory: replay {_bytes(replay.nbytes)} ({streams}), weights with target, gradient and Adam {_bytes(weights)}"
-    )
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
 
 def _ladder(config: Config) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""The parts of a run as its configuration asks for them: network, operator settings, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import device as devices
+from . import ops
+from .config import Config
+from .envs.adapter import VectorAdapter
+from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from .replay import SequentialReplayBuffer
+
+
+def build_network(config: Config, worlds: VectorAdapter) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
+    """The network that ``config`` names, fitted to the worlds' observations and actions."""
+    if config.network == "spatial":
+        return RecurrentSpatialQNetwork.from_town(worlds.env, head_size=config.head_size, dueling=config.dueling)
+    return RecurrentQNetwork(
+        worlds.obs_size,
+        worlds.n_actions,
+        encoder=config.encoder,
+        hidden_size=config.hidden_size,
+        head_size=config.head_size,
+        dueling=config.dueling,
+    )
+
+
+def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
+    """The operator's settings."""
+    return ops.TDSpec(
+        gamma=gamma,
+        n_step=config.n_step,
+        burn_in=config.burn_in,
+        double_q=config.double_q,
+        rescale_eps=config.rescale_eps,
+        loss=config.loss,  # type: ignore[arg-type]
+        huber_delta=config.huber_delta,
+        eta=config.eta,
+    )
+
+
+def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
+    """Arguments of `SequentialReplayBuffer` that decide its size."""
+    return {
+        "members": config.members,
+        "num_envs": config.num_envs,
+        "capacity": config.capacity,
+        "obs_size": worlds.obs_size,
+        "n_actions": worlds.n_actions,
+        "hidden_size": network.hidden_size,
+        "seq_len": config.seq_len,
+        "stride": config.stride,
+        "store_legal": legal,
+    }
+
+
+def memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
+    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
+    replay = SequentialReplayBuffer.measure(**replay_sizes)
+    weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
+    machine = devices.memory(device)
+    if replay.nbytes + weights > machine:
+        raise ValueError(
+            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
+            f"{devices.describe(device)} has {_bytes(machine)}; lower capacity or members"
+        )
+    streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
+    return (
+        f"memory: replay {_bytes(replay.nbytes)} ({streams}), weights with target, gradient and Adam {_bytes(weights)}"
+    )
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""One module per command of ``townlet``: ``add`` declares its arguments, ``run`` carries it out."""

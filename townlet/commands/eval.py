@@ -1,0 +1,36 @@
+"""``townlet eval``: the table of a run, on unseen episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .common import natural, positive
+
+
+def add(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    evaluation = commands.add_parser("eval", help="play unseen episodes and print the table")
+    evaluation.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
+    evaluation.add_argument("--episodes", type=positive, default=256, metavar="N", help="per policy (default: 256)")
+    evaluation.add_argument("--seed", type=natural, metavar="N", help="of the episodes (default: the run's)")
+    evaluation.add_argument("--picture", metavar="FILE", help="also draw survival.png there (Town)")
+    evaluation.set_defaults(run=run)
+
+
+def run(arguments: Any) -> int:
+    """Carry the command out; returns the exit code."""
+    from ..report import Agent, compare
+
+    agent = Agent.load(arguments.run_folder)
+    seed = agent.config.seed if arguments.seed is None else arguments.seed
+    if arguments.picture and not agent.config.is_town:
+        raise ValueError(f"--picture: expected a run in the Town, this one is in {agent.config.env}")
+    report = compare(agent, arguments.episodes, seed)
+    done = f"{agent.config.env} after {agent.env_steps:,} steps per member"
+    print(f"{done}: {report.score_name}, {arguments.episodes} episodes")
+    print(report.text())
+    if arguments.picture:
+        from .. import plots
+
+        plots.survival(report, arguments.picture)
+    return 0

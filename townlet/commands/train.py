@@ -1,0 +1,62 @@
+"""``townlet train``: train agents and write a run folder, or go on with one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import Config
+from ..flags import add_arguments, from_arguments
+from .common import say
+
+_EPILOG = """\
+A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
+both.
+"""
+
+
+def add(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    train = commands.add_parser("train", help="train agents and write a run folder", epilog=_EPILOG)
+    train.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win over it")
+    train.add_argument(
+        "--resume", metavar="RUN", help="continue the run in this folder (or from one of its checkpoints)"
+    )
+    add_arguments(train)
+    train.set_defaults(run=run)
+
+
+def run(arguments: Any) -> int:
+    """Carry the command out; returns the exit code."""
+    from ..progress import Progress
+    from ..report import finish
+    from ..trainer import Trainer
+
+    flags = from_arguments(arguments)
+    if arguments.resume:
+        if arguments.config:
+            raise ValueError("--config and --resume: expected one of them; a resumed run has its own configuration")
+        trainer = Trainer.resume(arguments.resume, flags, say=say)
+        say(f"resuming at step {trainer.env_steps:,} of {trainer.config.total_steps:,}")
+    else:
+        config = (
+            Config.from_yaml(arguments.config, flags) if arguments.config else Config.from_dict(flags, source="flags")
+        )
+        trainer = Trainer(config, record=True, say=say)
+    config, folder = trainer.config, trainer.folder
+    assert folder is not None
+    say(f"run folder: {folder}")
+    progress = Progress(config.total_steps, start=trainer.env_steps, members=config.members)
+    trainer.say = progress.say
+    try:
+        trainer.train(progress)
+    finally:
+        progress.close()
+    if trainer.stopped_by is not None:
+        say(
+            f"{trainer.stopped_by.name}: saved at step {trainer.env_steps:,}; to go on: townlet train --resume {folder}"
+        )
+    report = finish(trainer)
+    if report is not None:
+        print(report.text(), flush=True)
+    print(f"run folder: {folder}", flush=True)
+    return 0 if trainer.stopped_by is None else 128 + trainer.stopped_by.value
