@@ -9,6 +9,7 @@ import pytest
 import torch
 from worlds import clock, tiny
 
+from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
 from townlet.params import ActorParams
@@ -141,15 +142,15 @@ def test_stored_states_replay_to_the_acting_state():
     weights = run.network.recurrent(population.online)
     layers = run.network.layers(population.online)
     assert layers is not None
-    packed = trainer_module.ops.pack_actor(ActorParams(layers, weights))
+    packed = ops.pack_actor(ActorParams(layers, weights))
     for now, after in itertools.pairwise(rows):
         obs, reset, _, h, c = now[:5]
-        out = trainer_module.ops.act(packed, obs, h, c, reset)
+        out = ops.act(packed, obs, h, c, reset)
         assert torch.equal(out.h, after[3])
         assert torch.equal(out.c, after[4])
         with torch.no_grad():
             features = run.network.encode(population.online, obs)
-            h, c = trainer_module.ops.lstm_step(features, h, c, *weights[:3], reset)
+            h, c = ops.lstm_step(features, h, c, *weights[:3], reset)
         assert torch.allclose(h, after[3], atol=1e-6)  # observed 9e-8
         assert torch.allclose(c, after[4], atol=1e-6)
 
@@ -317,7 +318,7 @@ def test_an_operator_can_be_handed_in():
 
     def counted(*args):
         calls.append(1)
-        return trainer_module.ops.td_unroll(*args)
+        return ops.td_unroll(*args)
 
     run = Trainer(clock(), td_unroll=counted)
     run.train()
