@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Any
 
-from .config import GROUPS, KINDS, Config, kind_of, scalar
+from .config import GROUPS, Config
+from .validation import KINDS, kind_of, scalar
 
 
 def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:

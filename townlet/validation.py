@@ -1,0 +1,195 @@
+"""What a setting may be: how a value of each type is read, and the ranges that `Config` holds its settings to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from .envs.adapter import TOWN_ID
+
+if TYPE_CHECKING:
+    from .config import Config
+
+# ---- types ----------------------------------------------------------------------------------------------------------
+
+
+def _int(v: Any) -> int:
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or v != int(v):
+        raise TypeError
+    return int(v)
+
+
+def _float(v: Any) -> float:
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v):
+        raise TypeError
+    return float(v)
+
+
+def _str(v: Any) -> str:
+    if not isinstance(v, str) or not v:
+        raise TypeError
+    return v
+
+
+def _bool(v: Any) -> bool:
+    if not isinstance(v, bool):
+        raise TypeError
+    return v
+
+
+def _ints(v: Any) -> tuple[int, ...]:
+    return tuple(_int(x) for x in v) if isinstance(v, (list, tuple)) else (_int(v),)
+
+
+def _strs(v: Any) -> tuple[str, ...]:
+    return (_str(v),) if isinstance(v, str) else tuple(_str(x) for x in v)
+
+
+def _floats(v: Any) -> float | tuple[float, ...]:
+    if isinstance(v, (list, tuple)):
+        return tuple(_float(x) for x in v)
+    return _float(v)
+
+
+def _args(v: Any) -> dict[str, Any]:
+    if not isinstance(v, Mapping) or not all(isinstance(k, str) for k in v):
+        raise TypeError
+    return dict(v)
+
+
+# By annotation: what converts a value, what the error says was expected, how --help shows it.
+KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "int": (_int, "an integer", "N"),
+    "float": (_float, "a finite number", "X"),
+    "str": (_str, "a non-empty string", "NAME"),
+    "bool": (_bool, "true or false", ""),
+    "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
+    "tuple[str, ...]": (_strs, "a list of strings", "STAGE"),
+    "float | tuple[float, ...]": (_floats, "a finite number, or a list of one per member", "X"),
+    "dict[str, Any]": (_args, "key=value pairs", "K=V"),
+}
+
+
+def kind_of(f: Field[Any]) -> tuple[str, bool]:
+    """(annotation without None, whether None is allowed)."""
+    annotation = str(f.type)
+    return annotation.removesuffix(" | None"), annotation.endswith(" | None")
+
+
+def converted(f: Field[Any], value: Any) -> Any:
+    """``value`` as the field's type. Raises ValueError naming field, value and expectation."""
+    kind, optional = kind_of(f)
+    convert, wanted, _ = KINDS[kind]
+    if value is None and optional:
+        return None
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{f.name}={value!r}: expected {wanted}{' or none' if optional else ''}") from None
+
+
+def scalar(text: str) -> Any:
+    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say."""
+    if text.lower() == "none":
+        return None
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return yaml.safe_load(text)
+
+
+def parse_stage(text: str) -> tuple[int, dict[str, Any]]:
+    """'STEP key=value ...' -> (step, arguments). Raises ValueError."""
+    first, *pairs = text.replace(":", " ").split()
+    args = {key: scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    step = scalar(first)
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
+        raise ValueError(f"curriculum: {text!r} does not begin with a step; expected 'STEP key=value ...'")
+    if not all("=" in pair for pair in pairs):
+        raise ValueError(f"curriculum: {text!r} holds something that is not key=value")
+    return int(step), args
+
+
+# ---- ranges ---------------------------------------------------------------------------------------------------------
+
+_AT_LEAST_1 = [
+    "members",
+    "num_envs",
+    "total_steps",
+    "hidden_size",
+    "seq_len",
+    "batch_size",
+    "n_step",
+    "sync_every",
+    "eval_episodes",
+    "eval_max_steps",
+    "log_every",
+    "keep_checkpoints",
+    "capacity",
+]
+_AT_LEAST_0 = [
+    "seed",
+    "threads",
+    "learning_starts",
+    "burn_in",
+    "rescale_eps",
+    "epsilon_decay_steps",
+    "epsilon_ladder",
+    "lr_decay_steps",
+    "eval_every",
+    "checkpoint_every",
+    "final_eval_episodes",
+    "replay_ratio",
+]
+_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end"]
+_POSITIVE = ["reward_scale", "huber_delta", "lr", "adam_eps", "clip_norm"]
+
+
+def validate(c: Config) -> None:
+    """Raise ValueError, naming setting, value and expectation, for the first one out of its range."""
+
+    def require(ok: bool, name: str, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}={getattr(c, name)!r}: expected {wanted}")
+
+    def every(name: str) -> tuple[float, ...]:
+        value = getattr(c, name)
+        return value if isinstance(value, tuple) else (value,)
+
+    for name in _AT_LEAST_1:
+        require(getattr(c, name) >= 1, name, "at least 1")
+    for name in _AT_LEAST_0:
+        require(getattr(c, name) >= 0, name, "at least 0")
+    for name in _UNIT_INTERVAL:
+        require(all(0 <= v <= 1 for v in every(name)), name, "between 0 and 1")
+    for name in _POSITIVE:
+        require(all(v > 0 for v in every(name)), name, "above 0")
+    for name in ("gamma", "lr", "epsilon_end"):
+        value = getattr(c, name)
+        require(
+            not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)"
+        )
+    steps = [first for first, _ in c.stages]
+    require(steps == sorted(set(steps)), "curriculum", "stages in the order of their steps")
+    require(re.fullmatch(r"cpu|cuda(:\d+)?", c.device) is not None, "device", "cpu, cuda or cuda:N")
+    require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
+    require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
+    require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")
+    require(c.network != "spatial" or c.is_town, "network", f"mlp for worlds other than {TOWN_ID}")
+    require(c.loss in ("huber", "mse"), "loss", "huber or mse")
+    require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
+    require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
+    require(c.tau is None or 0 < c.tau <= 1, "tau", "above 0 and at most 1, or none")
+    require(c.burn_in < c.seq_len, "burn_in", f"below seq_len={c.seq_len}")
+    require(c.stride is None or 1 <= c.stride <= c.seq_len, "stride", f"1 to seq_len={c.seq_len}, or none")
+    window = c.num_envs * (c.seq_len + 1)
+    at_least = f"at least num_envs * (seq_len + 1) = {window}, one window per environment"
+    require(c.capacity >= window, "capacity", at_least)
+    require(c.learning_starts >= window, "learning_starts", at_least)
