@@ -76,6 +76,8 @@ def test_train_leaves_the_run_folder(run):
         "metrics.csv",
         "events",
         "checkpoints",
+        "agent.ckpt",
+        "status.json",
         "survival.png",
         "learning.png",
         "summary.json",
@@ -196,7 +198,12 @@ def test_eval_prints_the_table_with_intervals(run, tmp_path, capsys):
     assert low < mean < high
     assert (tmp_path / "s.png").stat().st_size > 10_000
     assert main(["eval", str(run[0] / "checkpoints" / "step_000000000160.ckpt"), "--episodes", "2"]) == 0
-    assert re.search(r"^  member 1 ", capsys.readouterr().out, re.M)
+    table = capsys.readouterr().out
+    assert re.search(r"^  member 1 ", table, re.M)
+    assert main(["eval", str(run[0] / "agent.ckpt"), "--episodes", "2"]) == 0
+    assert capsys.readouterr().out == table
+    assert main(["train", "--resume", str(run[0] / "agent.ckpt")]) == 2
+    assert "only its agent" in capsys.readouterr().err
 
 
 def test_eval_and_watch_in_another_world(clock_run, tmp_path, capsys):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +17,8 @@ from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
 from townlet.params import ActorParams
-from townlet.records import read_metrics
-from townlet.trainer import Trainer
+from townlet.records import process_mark, read_metrics
+from townlet.trainer import Trainer, read_agent
 
 
 def same(a, b):
@@ -259,7 +263,7 @@ def test_a_run_folder_holds_its_records(tmp_path):
     run = Trainer(clock(run_dir=str(tmp_path / "run"), eval_every=80, checkpoint_every=80))
     run.train()
     names = {p.name.split(".")[0] if "tfevents" in p.name else p.name for p in run.folder.iterdir()}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "events"}
+    assert names == {"config.yaml", "metrics.csv", "checkpoints", "events", "agent.ckpt", "status.json"}
     assert [p.name for p in sorted((run.folder / "checkpoints").iterdir())] == [
         "step_000000000080.ckpt",
         "step_000000000160.ckpt",
@@ -279,6 +283,40 @@ def test_a_run_folder_holds_its_records(tmp_path):
     assert total * 3 <= 160 <= (total + 4) * 8
     with pytest.raises(ValueError, match="exists; a run is never overwritten"):
         Trainer(clock(run_dir=str(tmp_path / "run")))
+
+
+def test_a_run_gives_signs_of_life(tmp_path):
+    run = Trainer(clock(run_dir=str(tmp_path / "run"), total_steps=400, eval_every=80))
+    signs, agents = [], []
+
+    def look():
+        if run.env_steps > 4:
+            signs.append(json.loads((run.folder / "status.json").read_text()))
+        agents.append(read_agent(run.folder / "agent.ckpt")["env_steps"] if run.env_steps > 80 else 0)
+        act()
+
+    act, run.act_step = run.act_step, look
+    run.train()
+    assert {s["state"] for s in signs} == {"training"}
+    assert signs[0]["process"] == process_mark(os.getpid()) is not None
+    assert set(agents) == {0, 80, 160, 240, 320}  # each evaluation leaves its agent; the only checkpoint is the last
+    end = json.loads((run.folder / "status.json").read_text())
+    assert (end["state"], end["step"], end["updates"]) == ("trained", 400, run.updates)
+    agent = read_agent(run.folder / "agent.ckpt")
+    assert agent["config"] == run.config.to_dict()
+    assert same(agent["population"]["online"], run.state_dict()["population"]["online"])
+
+
+def test_a_process_is_told_from_another_with_its_number():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    running = process_mark(child.pid)
+    assert running is not None
+    assert running != process_mark(os.getpid())
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_mark(child.pid) is None  # killed, though its parent has not taken notice
+    child.communicate()
+    assert process_mark(child.pid) is None
 
 
 def test_an_evaluation_is_recorded_once_at_its_step(tmp_path):

@@ -1,12 +1,15 @@
-"""The run folder: where it is, and the numbers written into it (metrics.csv, TensorBoard events, summary.json)."""
+"""The run folder: where it is, and the numbers written into it (metrics.csv, TensorBoard events, status.json,
+summary.json)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +90,7 @@ class Records:
         self._csv.writeheader()
         self._csv.writerows(rows)
         self._file.flush()
+        self._folder, self._beat = folder, ("", 0.0)  # state and time of the last beat
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
@@ -102,6 +106,21 @@ class Records:
                 for name, value in values.items():
                     self._events.add_scalar(f"{_tab(name)}/{name}/member_{p}", value, step)
         self._file.flush()
+
+    def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
+        """Sign of life: status.json, every two seconds and when ``state`` changes.
+
+        ``state``: training, trained (``total_steps`` reached) or stopped (saved at a signal). Whoever reads it compares
+        ``process`` with what runs: see `process_mark`. A disk without room for it does not end the run.
+        """
+        now = time.monotonic()
+        if state == self._beat[0] and now - self._beat[1] < 2.0:
+            return
+        self._beat = state, now
+        sign = {"state": state, "step": step, "updates": updates, "seconds": round(seconds, 3)}
+        with contextlib.suppress(OSError):
+            path = self._folder / "status.json"
+            write_json(path, {**sign, "time": round(time.time(), 3), "process": process_mark(os.getpid())})
 
     def close(self) -> None:
         """Flush and close both."""
@@ -211,6 +230,15 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv as numbers; empty fields are NaN."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def process_mark(pid: int) -> str | None:
+    """host:pid:start, which no other process ever has on this host; None when it does not run or /proc does not say."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else f"{socket.gethostname()}:{pid}:{rest[18]}"
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:

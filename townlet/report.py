@@ -21,7 +21,7 @@ from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
 from .records import write_json
-from .trainer import Trainer, read_run
+from .trainer import Trainer, read_agent
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Agent:
 
     @classmethod
     def load(cls, run: str | Path) -> Agent:
-        """From a run folder's newest checkpoint, or from a checkpoint file. Raises CheckpointError."""
+        """From a run folder's newest checkpoint, from a checkpoint file or an agent.ckpt. Raises CheckpointError."""
         run = Path(run)
         if not run.exists():
             raise checkpoint.CheckpointError(f"{run}: there is no such run folder or checkpoint")
         path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
-        tree = read_run(path)
+        tree = read_agent(path)
         config = Config.from_dict(tree["config"], source=str(path))
         adapter = make_worlds(config.env, 1, **config.evaluation_args)
         network = build_network(config, adapter)

@@ -238,16 +238,22 @@ class Trainer:
             evaluated = _crossed(self.env_steps, E, c.eval_every)
             if evaluated:
                 self.evaluate()
+                if self.folder is not None:
+                    self.save_agent()
             if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
             if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save()
                 saved_at = self.env_steps
+            if records is not None:
+                records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:
                 progress.show(self.env_steps, self.updates, self._score_text())
         self.stopped_by = stop[0] if stop else None
         if self.folder is not None and saved_at != self.env_steps:
             self.save()
+        if records is not None:
+            records.beat("stopped" if stop else "trained", self.env_steps, self.updates, self.elapsed)
 
     def evaluate(self) -> Evaluation:
         """Greedy episodes in worlds and with a state of their own; the training state is not touched."""
@@ -309,7 +315,19 @@ class Trainer:
             raise ValueError("folder is None; expected a run folder to save into")
         self.population.check()
         folder, keep = self.folder / "checkpoints", self.config.keep_checkpoints
-        return checkpoint.save(folder, self.env_steps, self.state_dict(), keep)
+        path = checkpoint.save(folder, self.env_steps, self.state_dict(), keep)
+        self.save_agent()
+        return path
+
+    def save_agent(self) -> None:
+        """Write agent.ckpt into the run folder: settings and online weights alone, a hundredth of a checkpoint.
+
+        Whoever looks at a run while it trains reads this one. Raises CheckpointError; the earlier one stays.
+        """
+        assert self.folder is not None
+        online = {name: value.detach() for name, value in self.population.online.items()}
+        tree = {"config": self.config.to_dict(), "env_steps": self.env_steps, "population": {"online": online}}
+        checkpoint.write_file(self.folder / "agent.ckpt", {"kind": "townlet-agent", **tree})
 
     @classmethod
     def resume(cls, run: str | Path, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
@@ -422,7 +440,16 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """A checkpoint of a training run. Raises CheckpointError for anything else."""
     tree = checkpoint.read_file(path)
     if tree.get("kind") != "townlet-run":
-        raise checkpoint.CheckpointError(f"{path}: is not the checkpoint of a training run")
+        only = " (only its agent)" if tree.get("kind") == "townlet-agent" else ""
+        raise checkpoint.CheckpointError(f"{path}: is not the checkpoint of a training run{only}")
+    return tree
+
+
+def read_agent(path: str | Path) -> dict[str, Any]:
+    """config, env_steps and population.online from a checkpoint or an agent.ckpt. Raises CheckpointError."""
+    tree = checkpoint.read_file(path)
+    if tree.get("kind") not in ("townlet-run", "townlet-agent"):
+        raise checkpoint.CheckpointError(f"{path}: holds no agent")
     return tree
 
 
