@@ -66,7 +66,7 @@ def test_stages_of_the_curriculum():
         ({"seed": -1}, r"seed=-1: expected at least 0"),
         ({"gamma": 1.1}, r"gamma=1.1: expected between 0 and 1"),
         ({"gamma": [0.9, 0.9]}, r"gamma=\(0.9, 0.9\): expected one value, or 1"),
-        ({"gamma": "high"}, r"gamma='high': expected a finite number, or a list"),
+        ({"gamma": "high"}, r"gamma='high': expected a finite number, a list of one per member"),
         ({"lr": float("nan")}, r"lr=nan: expected a finite number"),
         ({"lr": 0}, r"lr=0.0: expected above 0"),
         ({"burn_in": 40}, r"burn_in=40: expected below seq_len=40"),
@@ -147,7 +147,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path):
     path.write_text("batchsize: 3\n")
     with pytest.raises(ValueError, match=r"c.yaml: 'batchsize' is not a setting; did you mean 'batch_size'\?"):
         Config.from_yaml(path)
-    with pytest.raises(ValueError, match="'qqqqq' is not a setting; settings: env, "):
+    with pytest.raises(ValueError, match="'qqqqq' is not a setting; settings: preset, env, "):
         Config.from_dict({"qqqqq": 1})
 
 

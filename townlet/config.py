@@ -1,8 +1,8 @@
 """Every setting of a training run: one flat, frozen dataclass.
 
 Each field carries its meaning and unit beside its default; ``townlet train --help`` prints exactly these lines. Values
-come from three places, later ones winning: the defaults below, a YAML file, command line flags. Everything is checked
-once, here, when the object is made.
+come from four places, later ones winning: the defaults below, a preset (presets.py), a YAML file, command line flags.
+Everything is checked once, here, when the object is made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from .envs.adapter import TOWN_ID
+from .presets import with_preset
+from .spreads import Spread
 from .validation import converted, kind_of, parse_stage, scalar, validate
 
 # What a world is when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
@@ -104,6 +106,9 @@ class Config:
     capacity: int = _setting(400_000, "transitions kept per member")
     seq_len: int = _setting(40, "S, transitions in a replayed sequence")
     burn_in: int = _setting(5, "L, first transitions of a sequence that only warm the state up; below seq_len")
+    stored_state: bool = _setting(
+        True, "begin a replayed sequence from the state it was acted with; false begins from zero"
+    )
     stride: int | None = _setting(None, "steps between the starts of stored sequences; none for half of seq_len")
     batch_size: int = _setting(32, "B, sequences per member in one update")
     prioritised: bool = _setting(False, "draw sequences by priority instead of uniformly")
@@ -111,9 +116,7 @@ class Config:
     beta: float = _setting(0.4, "exponent of the importance-sampling weight, 0 to 1")
     eta: float = _setting(0.9, "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
 
-    gamma: float | tuple[float, ...] = _setting(
-        0.99, "discount per step; one value, or one per member, comma separated"
-    )
+    gamma: float | tuple[float, ...] = _setting(0.99, "discount per step; one value, or per member as lr")
     n_step: int = _setting(3, "steps of reward before bootstrapping")
     reward_scale: float = _setting(
         1.0, "factor on the rewards learned from (small ones drown in Adam's steps); records show the real ones"
@@ -122,19 +125,23 @@ class Config:
     rescale_eps: float = _setting(1e-3, "epsilon of the value rescaling h(x); 0 switches rescaling off")
     loss: str = _setting("huber", "huber or mse")
     huber_delta: float = _setting(1.0, "TD error at which huber turns linear")
-    lr: float | tuple[float, ...] = _setting(1e-3, "Adam learning rate; one value, or one per member, comma separated")
+    lr: float | tuple[float, ...] = _setting(
+        1e-3,
+        "Adam learning rate; one value, or per member: values separated by commas, log:A:B or lin:A:B (spaced from A "
+        "to B), loguniform:A:B or uniform:A:B (drawn from the seed)",
+    )
     lr_end: float = _setting(0.1, "factor of the learning rate reached linearly after lr_decay_steps")
     lr_decay_steps: int = _setting(
         14_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )
     adam_eps: float = _setting(1e-5, "Adam epsilon")
-    clip_norm: float = _setting(10.0, "largest gradient norm of a member")
+    clip_norm: float | tuple[float, ...] = _setting(10.0, "largest gradient norm of a member; one value, or per member")
     sync_every: int = _setting(30, "updates between hard copies to the target network; unused when tau is given")
     tau: float | None = _setting(None, "step of the soft target update made after each update; none for hard copies")
 
     epsilon_start: float = _setting(1.0, "share of random actions at step 0")
     epsilon_end: float | tuple[float, ...] = _setting(
-        0.4, "share of random actions after the decay; one value, or one per member"
+        0.4, "share of random actions after the decay; one value, or per member as lr"
     )
     epsilon_decay_steps: int = _setting(400_000, "environment steps per member over which epsilon falls linearly")
     epsilon_ladder: float = _setting(
@@ -157,19 +164,30 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, converted(f, getattr(self, f.name)))
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), Spread):
+                object.__setattr__(self, f.name, value.values(f.name, self.members, self.seed))
         validate(self)
 
     # ---- where values come from -------------------------------------------------------------------------------------
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> Config:
-        """Defaults with ``values`` laid over them. Raises ValueError for a key that is not a setting."""
+        """Defaults, the preset that key ``preset`` names (`fast` without one), then ``values``.
+
+        Raises ValueError for a key that is not a setting.
+        """
         reject_unknown(values, source)
-        return cls(**values)
+        return cls(**with_preset(values, {f.name: f.default for f in fields(cls)}))
+
+    @classmethod
+    def from_preset(cls, name: str, **values: Any) -> Config:
+        """A preset (``drqn``, ``r2d2``, ``fast``; docs/presets.md) with ``values`` laid over it."""
+        return cls.from_dict({**values, "preset": name}, source="arguments")
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-        """Defaults, then the YAML mapping in ``path``, then ``overrides``; only the result has to be consistent."""
+        """``from_dict`` of the YAML mapping in ``path``, ``overrides`` over it; only the result has to be consistent."""
         return cls.from_dict({**read_yaml(path), **(overrides or {})}, source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,7 +247,7 @@ class Config:
 
 def reject_unknown(values: Mapping[str, Any], source: str) -> None:
     """Raise ValueError for the first key that is no setting, with the nearest real name."""
-    names = [f.name for f in fields(Config)]
+    names = ["preset", *(f.name for f in fields(Config))]
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)

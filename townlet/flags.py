@@ -8,6 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from .config import GROUPS, Config
+from .presets import PRESETS
 from .validation import KINDS, kind_of, scalar
 
 
@@ -37,6 +38,8 @@ class _KeyValues(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
+    about = f"{', '.join(PRESETS)} (default: fast): the settings to start from; `townlet presets` shows them"
+    parser.add_argument("--preset", metavar="NAME", default=argparse.SUPPRESS, help=about)
     group: Any = parser
     for f in fields(Config):
         if f.name in GROUPS:
@@ -61,5 +64,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:
     """The settings given as flags."""
-    names = {f.name for f in fields(Config)}
+    names = {"preset", *(f.name for f in fields(Config))}
     return {k: v for k, v in vars(namespace).items() if k in names}

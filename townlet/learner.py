@@ -37,6 +37,7 @@ class Learner:
         sync_every: updates between two syncs of the target network.
         tau: None for hard syncs, else the weight of a soft one, in (0, 1].
         use_target: False trains without a target network: the bootstrap values are the online network's, detached.
+        stored_state: False begins sequences from a zero state instead of the one that was acted with.
         td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
         graph: on a GPU, record the update as a CUDA graph after a few calls and replay it from then on.
 
@@ -53,6 +54,7 @@ class Learner:
         sync_every: int,
         tau: float | None = None,
         use_target: bool = True,
+        stored_state: bool = True,
         td_unroll: TDUnroll | None = None,
         graph: bool = False,
     ):
@@ -82,6 +84,7 @@ class Learner:
         self.sync_every = sync_every
         self.tau = tau
         self.use_target = use_target
+        self.stored_state = stored_state
         self.td_unroll = td_unroll or partial(ops.td_unroll, grads=population.recurrent_grads)
         self.updates = 0
         if graph and population.device.type != "cuda":
@@ -137,8 +140,8 @@ class Learner:
         batch = SequenceBatch(
             features_online,
             features_target,
-            sample.h0,
-            sample.c0,
+            sample.h0 if self.stored_state else torch.zeros_like(sample.h0),
+            sample.c0 if self.stored_state else torch.zeros_like(sample.c0),
             sample.action,
             sample.reward,
             sample.terminated,

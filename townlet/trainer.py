@@ -100,7 +100,7 @@ class Trainer:
             gamma=config.per_member("gamma"),
             lr=config.per_member("lr"),
             adam_eps=config.adam_eps,
-            clip_norm=config.clip_norm,
+            clip_norm=config.per_member("clip_norm"),
             memory=config.memory,
             device=device,
         )
@@ -114,6 +114,7 @@ class Trainer:
             batch_size=config.batch_size,
             sync_every=1 if config.tau is not None else config.sync_every,
             tau=config.tau,
+            stored_state=config.stored_state,
             td_unroll=td_unroll,
             graph=config.cuda_graph and device.type == "cuda",
         )

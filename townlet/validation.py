@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .envs.adapter import TOWN_ID
+from .spreads import FORMS, Spread
 
 if TYPE_CHECKING:
     from .config import Config
@@ -50,7 +51,9 @@ def _strs(v: Any) -> tuple[str, ...]:
     return (_str(v),) if isinstance(v, str) else tuple(_str(x) for x in v)
 
 
-def _floats(v: Any) -> float | tuple[float, ...]:
+def _floats(v: Any) -> float | tuple[float, ...] | Spread:
+    if isinstance(v, str):
+        return Spread.parse(v)
     if isinstance(v, (list, tuple)):
         return tuple(_float(x) for x in v)
     return _float(v)
@@ -70,7 +73,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "bool": (_bool, "true or false", ""),
     "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
     "tuple[str, ...]": (_strs, "a list of strings", "STAGE"),
-    "float | tuple[float, ...]": (_floats, "a finite number, or a list of one per member", "X"),
+    "float | tuple[float, ...]": (_floats, f"a finite number, a list of one per member, {FORMS}", "X"),
     "dict[str, Any]": (_args, "key=value pairs", "K=V"),
 }
 
@@ -150,6 +153,7 @@ _AT_LEAST_0 = [
 ]
 _UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end"]
 _POSITIVE = ["reward_scale", "huber_delta", "lr", "adam_eps", "clip_norm"]
+_PER_MEMBER = ["gamma", "lr", "clip_norm", "epsilon_end"]
 
 
 def validate(c: Config) -> None:
@@ -171,7 +175,7 @@ def validate(c: Config) -> None:
         require(all(0 <= v <= 1 for v in every(name)), name, "between 0 and 1")
     for name in _POSITIVE:
         require(all(v > 0 for v in every(name)), name, "above 0")
-    for name in ("gamma", "lr", "epsilon_end"):
+    for name in _PER_MEMBER:
         value = getattr(c, name)
         require(
             not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)"

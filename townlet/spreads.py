@@ -1,0 +1,49 @@
+"""Many members, one setting: a range such as ``log:1e-4:1e-3`` becomes one value per member."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+FORMS = "log:A:B or lin:A:B (spaced from A to B over the members), loguniform:A:B or uniform:A:B (drawn from the seed)"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A range and how the members lie in it: spaced evenly (lin, log) or drawn (uniform, loguniform)."""
+
+    kind: str
+    low: float
+    high: float
+
+    @classmethod
+    def parse(cls, text: str) -> Spread:
+        """From ``kind:A:B``. Raises ValueError."""
+        kind, *ends = text.split(":")
+        low, high = (float(end) for end in ends)
+        if kind not in ("lin", "log", "uniform", "loguniform") or not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(text)
+        if kind.startswith("log") and not (low > 0 and high > 0):
+            raise ValueError(text)
+        return cls(kind, low, high)
+
+    def values(self, name: str, members: int, seed: int) -> tuple[float, ...]:
+        """One value per member, for setting ``name``. A drawn one depends on the name and the member's own seed alone.
+
+        Raises:
+            ValueError: one member cannot be spaced from A to B.
+        """
+        if self.kind in ("lin", "log"):
+            if members == 1:
+                raise ValueError(f"{name}={self.kind}:{self.low:g}:{self.high:g}: expected 2 members or more")
+            share = np.arange(members) / (members - 1)
+        else:
+            draws = [np.random.default_rng([seed + p, *name.encode()]).random() for p in range(members)]
+            share = np.array(draws)
+        if self.kind.startswith("log"):
+            values = np.exp((1 - share) * math.log(self.low) + share * math.log(self.high))
+        else:
+            values = (1 - share) * self.low + share * self.high
+        return tuple(float(f"{v:.6g}") for v in values)  # the ends exactly, and numbers that a person can read
