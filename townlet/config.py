@@ -187,7 +187,7 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-        """``from_dict`` of the YAML mapping in ``path``, ``overrides`` over it; only the result has to be consistent."""
+        """``from_dict`` of the YAML mapping in ``path`` under ``overrides``; only the result has to be consistent."""
         return cls.from_dict({**read_yaml(path), **(overrides or {})}, source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
