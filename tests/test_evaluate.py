@@ -94,16 +94,18 @@ def test_without_memory_every_step_is_a_first_step():
     assert torch.equal(mixed[~half], kept[~half])
 
 
-def test_a_state_is_zeroed_at_the_first_step_only():
-    flags = []
+def test_a_state_is_zeroed_at_the_first_step_of_an_episode_only():
+    ticks, flags = [], []
 
     def act(obs, legal, reset):
+        ticks.append(obs[:, 0].copy())
         flags.append(reset.copy())
         return np.zeros(len(obs), int)
 
-    play(act, clocks(4), [1, 2, 3, 4])
-    assert flags[0].all()
-    assert not np.array(flags[1:]).any()
+    lengths = play(act, clocks(6), [1, 2, 3, 4, 5, 6]).lengths[0]
+    assert np.array_equal(flags, np.array(ticks) == 0)  # those that are over begin again, and are told
+    assert len(set(lengths)) > 1
+    assert np.array(flags)[1:].any()
 
 
 def test_seed_streams_do_not_meet():

@@ -56,6 +56,35 @@ class SavableClock(Clock):
         self.tick, self.length, self.total = state["tick"], state["length"], state["total"]
 
 
+class Recall(gymnasium.Env):
+    """A cue of +1 or -1 at step 0, then nothing, and at step ``delay`` a reward of 1 for action 1 or 0, as the cue was.
+
+    Observation [cue or 0, 1 at step 0 else 0]; with ``shown`` the cue stays in sight, and nothing has to be remembered.
+    """
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, delay: int = 5, shown: bool = False) -> None:
+        self.delay, self.shown = delay, shown
+
+    def _obs(self) -> np.ndarray:
+        first = self.tick == 0
+        return np.array([self.cue if first or self.shown else 0.0, float(first)], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.tick, self.cue = 0, float(self.np_random.choice([-1, 1]))
+        return self._obs(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        over = self.tick == self.delay
+        reward = float(over and action == (self.cue > 0))
+        self.tick += 1
+        return self._obs(), reward, bool(over), False, {}
+
+
+gymnasium.register(id="Recall-v0", entry_point=Recall)
 for name, kind in (("Clock", Clock), ("SavableClock", SavableClock)):
     gymnasium.register(id=f"{name}-v0", entry_point=kind)
 gymnasium.register(id="LimitedClock-v0", entry_point=SavableClock, max_episode_steps=4)

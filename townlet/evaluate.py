@@ -81,15 +81,26 @@ def evaluate(
         memory: False zeroes the recurrent state before every step (the same agent without memory).
         max_steps: episodes still running then are cut and counted as they are.
     """
-    members = next(iter(params.values())).shape[0]
     actor = GreedyActor(network, params, episodes, memory=memory)
-    seeds = evaluation_seeds(seed, episodes, stream) * members
-    adapter = worlds(members * episodes)
+    return evaluate_actor(actor, worlds, seed, max_steps=max_steps, stream=stream)
+
+
+def evaluate_actor(
+    actor: GreedyActor,
+    worlds: Callable[[int], VectorAdapter],
+    seed: int,
+    *,
+    max_steps: int = 10_000,
+    stream: str = "validation",
+) -> Evaluation:
+    """The same episodes played by ``actor``, as many per member as it has environments."""
+    seeds = evaluation_seeds(seed, actor.num_envs, stream) * actor.members
+    adapter = worlds(len(seeds))
     try:
         result = play(actor, adapter, seeds, max_steps=max_steps)
     finally:
         adapter.close()
-    return _reshaped(result, members)
+    return _reshaped(result, actor.members)
 
 
 def evaluate_policy(
@@ -148,23 +159,27 @@ class GreedyActor:
 
 
 def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:
-    """One episode per environment -> arrays of shape [1, N]."""
+    """One episode per environment -> arrays of shape [1, N].
+
+    An environment whose episode is over plays on, uncounted, until all are; ``reset`` tells the actor of its new ones.
+    """
     n = adapter.num_envs
     obs, legal = adapter.reset(seeds)
     returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
     survival: np.ndarray | None = None
     alive, reset = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+    over = np.zeros(n, dtype=bool)
     for _ in range(max_steps):
         step = adapter.step(actor(obs, legal, reset))
         returns += np.where(alive, step.reward, 0.0)
         lengths += alive
         if step.survival is not None:
             survival = np.where(alive, step.survival, 0.0 if survival is None else survival)
-        alive &= ~(step.terminated | step.truncated)
+        obs, legal, reset = step.obs, step.legal, over
+        over = (step.terminated | step.truncated) & ~reset
+        alive &= ~over
         if not alive.any():
             break
-        # an environment whose episode is over plays on, uncounted
-        obs, legal, reset = step.obs, step.legal, np.zeros(n, dtype=bool)
     return Evaluation(returns[None], lengths[None], None if survival is None else survival[None], alive[None].copy())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from matplotlib.ticker import EngFormatter
 from .records import read_metrics
 
 if TYPE_CHECKING:
+    from .memory import MemoryProbe
     from .report import Report
 
 # Okabe & Ito's palette, told apart by people with any colour vision.
@@ -104,6 +107,52 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
     _save(figure, path)
 
 
+def memory(probe: MemoryProbe, path: str | Path) -> None:
+    """memory.png: left, the score with the state cleared or swapped every k steps; right, how far back Q looks."""
+    figure, (scores, lags) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=(1.25, 1), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(probe.sentence, 150)), fontsize=10, x=0.01, ha="left")
+    mean, never = float(probe.intact.mean()), len(probe.cleared)
+    scores.axhline(mean, color="#0072B2", linewidth=2)
+    style: dict[str, Any] = {"textcoords": "offset points", "color": "#0072B2", "fontsize": 9}
+    scores.annotate("undisturbed", (never, mean), (0, 7), ha="center", **style)
+    scores.axhline(float(probe.random.mean()), color="#999999", linestyle=":", linewidth=1.5, label="random actions")
+    for at, name, every, colour, marker in (
+        (-0.06, "state cleared", probe.cleared, "#D55E00", "o"),
+        (0.06, "another episode's state", probe.swapped, "#009E73", "s"),
+    ):
+        costs = [probe.cost(s) for s in every.values()]
+        half = np.nan_to_num([c.high - c.mean for c in costs])
+        x = np.arange(never) + at
+        scores.errorbar(x, [mean - c.mean for c in costs], half, color=colour, marker=marker, capsize=3, label=name)
+    scores.set_xticks([*range(never), never], [*map(str, probe.cleared), "never"])
+    scores.plot(never, mean, "o", color="#0072B2")
+    scores.set_xlabel("every k steps")
+    scores.set_ylabel(f"mean {probe.score_name}")
+    P, N = probe.intact.shape
+    over = f"over {P} members" if P > 1 else "over episodes"
+    scores.set_title(f"What its state is worth: {N} episodes{' per member' * (P > 1)}, the same everywhere\n"
+                     f"(bars: 95% interval of the difference, {over})", fontsize=10)  # fmt: skip
+    scores.legend(fontsize=8, loc="best")
+    floor = 1e-4
+    by_lag = probe.influence_by_lag
+    shown = max((k for k, i in enumerate(by_lag) if i.mean >= floor), default=0)
+    by_lag = by_lag[: max(shown + 1, 16)]
+    k = np.arange(len(by_lag))
+    lags.plot(k, [i.mean for i in by_lag], color="#0072B2", marker="o" if len(k) < 20 else None)
+    lags.fill_between(k, [i.low for i in by_lag], [i.high for i in by_lag], color="#0072B2", alpha=0.2, linewidth=0)
+    if any(i.mean > 0 for i in by_lag[1:]):
+        lags.set_yscale("log")
+        lags.set_ylim(floor, 2.0)
+    lags.set_xlabel("k: steps ago")
+    lags.set_ylabel("relative to the present one (k = 0)")
+    lags.set_title("How much an observation k steps ago moves Q\n(norm of its gradient)", fontsize=10)
+    for axes in (scores, lags):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    _save(figure, path)
+
+
 def _line(
     axes: Any, rows: list[dict[str, float]], column: str, colour: str, width: float, label: str | None, **style: Any
 ) -> None:
@@ -114,5 +163,8 @@ def _line(
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=130)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=130, format=path.suffix[1:] or "png")
+    os.replace(temporary, path)
     plt.close(figure)

@@ -52,6 +52,12 @@ class Agent:
         """The agent as it stands in ``trainer``."""
         return cls(trainer.config, trainer.network, trainer.population.online, trainer.env_steps)
 
+    def member(self, number: int) -> dict[str, Tensor]:
+        """The parameters of one member, [1, ...]. Raises ValueError for one that there is not."""
+        if not 0 <= number < self.config.members:
+            raise ValueError(f"--member {number}: expected 0 to {self.config.members - 1}")
+        return {k: v[number : number + 1] for k, v in self.params.items()}
+
     def worlds(self, n: int) -> VectorAdapter:
         """``n`` evaluation environments."""
         return make_worlds(self.config.env, n, **self.config.evaluation_args)

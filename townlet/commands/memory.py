@@ -1,0 +1,43 @@
+"""``townlet memory``: does the trained agent use its memory?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .common import natural, positive, say
+
+
+def add(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    memory = commands.add_parser(
+        "memory",
+        help="does the trained agent use its memory? one sentence, one picture",
+        description="Plays the same episodes with the recurrent state left alone, cleared every k steps, and swapped "
+        "with another episode's every k steps; and takes the gradient of Q over past observations. Prints a sentence "
+        "and writes memory.json and memory.png into the run folder.",
+    )
+    memory.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
+    memory.add_argument("--episodes", type=positive, default=128, metavar="N", help="per member (default: 128)")
+    memory.add_argument("--seed", type=natural, metavar="N", help="of the episodes (default: the run's)")
+    memory.add_argument("--member", type=natural, metavar="P", help="only this one (default: all)")
+    memory.add_argument("--json", metavar="FILE", help="instead of RUN/memory.json")
+    memory.add_argument("--picture", metavar="FILE", help="instead of RUN/memory.png")
+    memory.set_defaults(run=run)
+
+
+def run(arguments: Any) -> int:
+    """Carry the command out; returns the exit code."""
+    from .. import plots
+    from ..memory import probe
+    from ..records import write_json
+    from ..report import Agent
+
+    path = Path(arguments.run_folder)
+    agent = Agent.load(path)
+    found = probe(agent, arguments.episodes, arguments.seed, arguments.member, say)
+    folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    write_json(arguments.json or folder / "memory.json", found.to_dict())
+    plots.memory(found, arguments.picture or folder / "memory.png")
+    print(found.sentence)
+    return 0
