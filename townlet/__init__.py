@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .envs import TownVectorEnv
     from .learner import Learner
-    from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+    from .networks import RecurrentConvQNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
     from .population import VectorizedPopulation
     from .replay import SequentialReplayBuffer
     from .trainer import Trainer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "Learner": "learner",
+    "RecurrentConvQNetwork": "networks",
     "RecurrentQNetwork": "networks",
     "RecurrentSpatialQNetwork": "networks",
     "SequentialReplayBuffer": "replay",
@@ -36,6 +37,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "Learner",
+    "RecurrentConvQNetwork",
     "RecurrentQNetwork",
     "RecurrentSpatialQNetwork",
     "SequentialReplayBuffer",

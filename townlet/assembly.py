@@ -12,22 +12,32 @@ from . import device as devices
 from . import ops
 from .config import Config
 from .envs.adapter import VectorAdapter
-from .networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
+from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .replay import SequentialReplayBuffer
 
 
-def build_network(config: Config, worlds: VectorAdapter) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
-    """The network that ``config`` names, fitted to the worlds' observations and actions."""
+def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
+    """The network that ``config`` names, fitted to the worlds' observations and actions.
+
+    Raises:
+        ValueError: network=conv where the observation holds no image, or several.
+    """
+    head: dict[str, Any] = {"head_size": config.head_size, "dueling": config.dueling}
     if config.network == "spatial":
-        return RecurrentSpatialQNetwork.from_town(worlds.env, head_size=config.head_size, dueling=config.dueling)
-    return RecurrentQNetwork(
-        worlds.obs_size,
-        worlds.n_actions,
-        encoder=config.encoder,
-        hidden_size=config.hidden_size,
-        head_size=config.head_size,
-        dueling=config.dueling,
-    )
+        return RecurrentSpatialQNetwork.from_town(worlds.env, **head)
+    sizes = (worlds.obs_size, worlds.n_actions)
+    layers: dict[str, Any] = {"encoder": config.encoder, "hidden_size": config.hidden_size, **head}
+    if config.network == "mlp":
+        return RecurrentQNetwork(*sizes, **layers)
+    space, asked = worlds.env.single_observation_space, config.network == "conv"
+    image = find_image(space, worlds.name, least=1 if asked else SMALLEST_SIDE)
+    if image is not None:
+        conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
+        return RecurrentConvQNetwork(*sizes, image, conv, **layers)
+    if asked:
+        raise ValueError(f"{worlds.name}: network=conv: expected an image (a Box of three axes) in {space}")
+    return RecurrentQNetwork(*sizes, **layers)
 
 
 def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:

@@ -92,11 +92,20 @@ class Config:
         2.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
     )
 
-    network: str = _setting("mlp", "mlp (any world) or spatial (the Town's window through convolutions)")
+    network: str = _setting(
+        "auto",
+        "auto (conv where the observation holds an image of 5 x 5 or more, else mlp), mlp, conv, or spatial (the "
+        "Town's window through convolutions)",
+    )
+    conv: str | None = _setting(
+        None,
+        "convolutions over an image, CHANNELSxKERNEL or CHANNELSxKERNEL/STRIDE, comma separated; none for 16x3,32x3 on "
+        "sides below 20, else 32x8/4,64x4/2,64x3",
+    )
     cell: str = _setting("lstm", "recurrent cell; only lstm is supported")
     layers: int = _setting(1, "recurrent layers; only 1 is supported")
-    encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers (mlp), comma separated")
-    hidden_size: int = _setting(64, "H, LSTM units (mlp; the spatial network has its own size)")
+    encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers, comma separated")
+    hidden_size: int = _setting(64, "H, LSTM units (the spatial network has its own size)")
     head_size: int | None = _setting(64, "F, units of the head's ReLU layer; none for a linear head")
     dueling: bool = _setting(True, "separate value and advantage streams")
     memory: bool = _setting(

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .encoders import spatial_encode
 from .params import RecurrentQParams, SpatialWeights
+
+if TYPE_CHECKING:
+    from .envs.images import Convolution, ImageLayout
 
 Params = Mapping[str, Tensor]
 
@@ -230,6 +233,86 @@ class RecurrentQNetwork(_LSTMWithHead):
         return tuple((params[f"{name}.weight"], params[f"{name}.bias"]) for name in names)
 
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
+        for i in range(len(self.encoder)):
+            x = torch.relu(_linear(params, f"encoder.{i}", x))
+        return x
+
+
+class RecurrentConvQNetwork(_LSTMWithHead):
+    """Convolutions over the observation's image, ReLU layers over them and everything else in it, LSTM, head.
+
+    Symbols of the image become planes of 0 and 1, brightness is scaled (`ImageLayout`). The convolutions have no
+    padding and a ReLU behind each; all members' run as one grouped convolution. Their output and the other numbers of
+    the observation (direction, last action, ...) are concatenated and go through the encoder's layers.
+
+    Args:
+        obs_size, n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
+        image: where in the observation the image lies.
+        conv: the convolutions, first to last.
+        encoder: units of the ReLU layers behind them; () hands their output and the other numbers to the LSTM.
+
+    Errors: ValueError naming the argument for sizes below 1, and for convolutions larger than what they see.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        n_actions: int,
+        image: ImageLayout,
+        conv: Sequence[Convolution],
+        *,
+        encoder: Sequence[int] = (128,),
+        hidden_size: int = 128,
+        head_size: int | None = 128,
+        dueling: bool = True,
+    ):
+        for i, units in enumerate(encoder):
+            _positive(**{f"encoder[{i}]": units})
+        self.image, self.encoder, self.convolutions = image, tuple(encoder), tuple(conv)
+        height, width, channels = image.height, image.width, image.planes
+        for i, layer in enumerate(self.convolutions):
+            if layer.kernel > min(height, width):
+                raise ValueError(
+                    f"conv[{i}] has a kernel of {layer.kernel}; expected at most {height} x {width}, what it sees"
+                )
+            height, width = ((side - layer.kernel) // layer.stride + 1 for side in (height, width))
+            channels = layer.channels
+        self._inputs = channels * height * width + obs_size - image.size  # of the first layer behind the convolutions
+        symbols = enumerate(image.symbols or ())
+        self._symbols = torch.tensor([[c, value] for c, n in symbols for value in range(n)], dtype=torch.int64)
+        super().__init__(obs_size, n_actions, (self._inputs, *encoder)[-1], hidden_size, head_size, dueling)
+
+    def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        channels = (self.image.planes, *(layer.channels for layer in self.convolutions))
+        shapes: dict[str, tuple[int, ...]] = {
+            f"conv.{i}": (channels[i + 1], channels[i], layer.kernel, layer.kernel)
+            for i, layer in enumerate(self.convolutions)
+        }
+        sizes = (self._inputs, *self.encoder)
+        return shapes | {f"encoder.{i}": (sizes[i + 1], sizes[i]) for i in range(len(self.encoder))}
+
+    def _planes(self, numbers: Tensor) -> Tensor:
+        """The image [P, N, numbers] as maps for a grouped convolution, [N, P * planes, H, W] with channels last."""
+        im, (P, N, _) = self.image, numbers.shape
+        if im.channels_first:
+            x = numbers.view(P, N, im.channels, im.height, im.width).permute(1, 3, 4, 0, 2)
+        else:
+            x = numbers.view(P, N, im.height, im.width, im.channels).permute(1, 2, 3, 0, 4)
+        if im.symbols is None:
+            x = (x - im.low) * im.scale
+        else:
+            channel, value = self._symbols.to(x.device).unbind(1)
+            x = (x.index_select(-1, channel) == value).to(x.dtype)
+        return x.reshape(N, im.height, im.width, P * im.planes).permute(0, 3, 1, 2)
+
+    def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
+        (P, N, _), end = x.shape, self.image.start + self.image.size
+        y = self._planes(x[..., self.image.start : end].contiguous())
+        for i, layer in enumerate(self.convolutions):
+            weight, bias = params[f"conv.{i}.weight"].flatten(0, 1), params[f"conv.{i}.bias"].flatten()
+            y = torch.relu(torch.conv2d(y, weight, bias, stride=layer.stride, groups=P))
+        maps = y.reshape(N, P, -1).transpose(0, 1)
+        x = torch.cat([maps, x[..., : self.image.start], x[..., end:]], dim=-1)
         for i in range(len(self.encoder)):
             x = torch.relu(_linear(params, f"encoder.{i}", x))
         return x

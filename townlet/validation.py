@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .envs.adapter import TOWN_ID
+from .envs.images import parse_convolutions
 from .spreads import FORMS, Spread
 
 if TYPE_CHECKING:
@@ -185,8 +186,10 @@ def validate(c: Config) -> None:
     require(re.fullmatch(r"cpu|cuda(:\d+)?", c.device) is not None, "device", "cpu, cuda or cuda:N")
     require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
     require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
-    require(c.network in ("mlp", "spatial"), "network", "mlp or spatial")
-    require(c.network != "spatial" or c.is_town, "network", f"mlp for worlds other than {TOWN_ID}")
+    require(c.network in ("auto", "mlp", "conv", "spatial"), "network", "auto, mlp, conv or spatial")
+    require(c.network != "spatial" or c.is_town, "network", f"auto, mlp or conv for worlds other than {TOWN_ID}")
+    if c.conv is not None:
+        parse_convolutions(c.conv)
     require(c.loss in ("huber", "mse"), "loss", "huber or mse")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
     require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")

@@ -19,6 +19,8 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from .minigrid import SymbolicObservation
+
 TOWN_ID = "townlet/Town-v0"
 # Wrappers of gymnasium.make whose whole state is known here, so that a world inside them can be saved.
 _KNOWN_WRAPPERS = {"OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
@@ -234,6 +236,9 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     module, _, _ = env_id.rpartition(":")
     if env_id.startswith("popgym-"):
         module = "popgym"
+    wrappers: tuple[Any, ...] = ()
+    if env_id.startswith(("MiniGrid-", "BabyAI-")):
+        module, wrappers = "minigrid", (SymbolicObservation,)
     if module:
         try:
             importlib.import_module(module)
@@ -246,6 +251,7 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
             disable_env_checker=True,
+            wrappers=wrappers,
             **env_args,
         )
     except (gymnasium.error.Error, TypeError) as error:
