@@ -376,7 +376,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch):
     bar = progress.Progress(1000, start=200, members=2, stream=stream, every=10.0)
     for step in range(300, 1001, 100):
         now[0] += 4.0
-        bar.show(step, step // 10, "survival 7")
+        bar.show(step, step // 10, lambda: "survival 7")
     bar.say("hello")
     bar.close()
     lines = stream.getvalue().splitlines()
@@ -399,7 +399,7 @@ def test_progress_in_a_terminal_is_a_bar(monkeypatch):
     bar = progress.Progress(1000, stream=stream)
     for step in (100, 500, 1000):
         now[0] += 1.0
-        bar.show(step, step, "return 0.5")
+        bar.show(step, step, lambda: "return 0.5")
     bar.say("hello")
     bar.close()
     text = stream.getvalue()

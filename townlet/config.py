@@ -42,6 +42,7 @@ GROUPS = {
     "capacity": "replay",
     "gamma": "learning",
     "epsilon_start": "exploration",
+    "pbt_every": "population based training",
     "eval_every": "records",
 }
 
@@ -155,6 +156,23 @@ class Config:
     epsilon_decay_steps: int = _setting(400_000, "environment steps per member over which epsilon falls linearly")
     epsilon_ladder: float = _setting(
         5.0, "environment e of E acts with epsilon^(1 + ladder * e / (E - 1)); 0 gives all the same"
+    )
+
+    pbt_every: int = _setting(
+        0, "environment steps per member between events of population based training (docs/populations.md); 0 for none"
+    )
+    pbt_fraction: float = _setting(
+        0.25, "share of members, the worst, that become copies of one of the best, as many; at least one each"
+    )
+    pbt_score: str = _setting(
+        "train", "what is best: train, the recent training episodes, or eval, a greedy evaluation at each event"
+    )
+    pbt_explore: tuple[str, ...] = _setting(
+        ("lr",), "hyper-parameters that are copied and changed: some of lr, gamma, epsilon_end, clip_norm"
+    )
+    pbt_perturb: float = _setting(1.25, "factor, or its inverse, on a copied hyper-parameter (on 1 - gamma for gamma)")
+    pbt_resample: float = _setting(
+        0.25, "probability of drawing it anew, between the members' initial values, instead of perturbing it"
     )
 
     eval_every: int = _setting(500_000, "environment steps per member between evaluations; 0 for none before the end")

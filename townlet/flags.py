@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         options["help"] = f"{meaning} (default: {'none' if shown is None else shown})"
         if kind == "tuple[str, ...]":
-            options["help"] = f"{meaning} (default: the world's own)"
+            if f.default is None:
+                options["help"] = f"{meaning} (default: the world's own)"
             group.add_argument(flag, nargs="+", **options)
         elif kind == "bool":
             del options["metavar"]

@@ -297,6 +297,21 @@ class VectorizedPopulation:
             raise ValueError(f"mode is {mode!r}; expected 'hard' or 'soft'")
         self._pack_target()
 
+    @torch.no_grad()
+    def copy_members(self, members: Sequence[int], parents: Sequence[int]) -> None:
+        """Each of `members` becomes the parent beside it: weights, target, Adam's moments. Its acting state is zeroed.
+
+        Errors: ValueError where a parent is itself overwritten.
+        """
+        if set(members) & set(parents) or len(members) != len(parents):
+            raise ValueError(f"parents are {list(parents)}; expected one for each of {list(members)}, none among them")
+        to, of = (torch.tensor(p, dtype=torch.int64, device=self.device) for p in (members, parents))
+        for flat in (self.online_flat, self.target_flat, self.adam_m, self.adam_v):
+            flat[to] = flat[of]
+        keep = torch.ones(self.members, 1, 1, device=self.device).index_fill_(0, to, 0.0)
+        self._h, self._c = self._h * keep, self._c * keep
+        self._pack_target()
+
     def _pack_target(self) -> None:
         new = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
         if not (self.deferred and hasattr(self, "packed_target")):

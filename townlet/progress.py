@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+import numpy as np
 from tqdm import tqdm
+
+from .evaluate import Evaluation, mean_interval
+from .records import EpisodeStatistics
+from .spreads import named
 
 
 class Progress:
@@ -33,7 +40,7 @@ class Progress:
                 total=total, initial=start, file=self.stream, bar_format=layout, mininterval=0.2, dynamic_ncols=True
             )
 
-    def show(self, steps: int, updates: int, score: str) -> None:
+    def show(self, steps: int, updates: int, score: Callable[[], str]) -> None:
         """Report steps and updates per member and a text such as "survival 120". Cheap when nothing is due."""
         now = time.monotonic()
         if self.first_updates is None:
@@ -44,7 +51,8 @@ class Progress:
         seconds = max(now - self.begun, 1e-9)
         rate = (steps - self.start) / seconds
         text = f"{rate * self.members:,.0f} steps/s, {(updates - self.first_updates) / seconds:,.1f} updates/s"
-        text += f", {score}" if score else ""
+        scored = score()
+        text += f", {scored}" if scored else ""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(steps - self.bar.n)
@@ -63,6 +71,27 @@ class Progress:
         """Leave the bar as it stands."""
         if self.bar is not None:
             self.bar.close()
+
+
+def score_text(episodes: EpisodeStatistics, evaluation: Evaluation | None, hyper: Mapping[str, np.ndarray]) -> str:
+    """Recent training episodes and the latest evaluation: means over members with the half-widths of 95% intervals.
+
+    Of several members the best is named, with those of its ``hyper``-parameters (name -> [P]) that differ.
+    """
+    recent, parts = episodes.recent, []
+    if not np.isnan(recent).all():
+        parts.append(f"{episodes.score_name} {_mean_text(recent)}")
+        if len(recent) > 1:
+            best = int(np.nanargmax(recent))
+            parts[0] += f" (best {recent[best]:.4g}, {named(best, hyper)})"
+    if evaluation is not None:
+        parts.append(f"greedy {_mean_text(evaluation.score.mean(axis=1))}")
+    return ", ".join(parts)
+
+
+def _mean_text(values: np.ndarray) -> str:
+    mean, half = mean_interval(values[~np.isnan(values)])
+    return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
 
 
 def _clock(seconds: float) -> str:

@@ -17,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from .evaluate import mean_interval
+
 COLUMNS = [
     "step",
     "member",
     "seconds",
     "updates",
     "epsilon",
+    "lr",
+    "gamma",
+    "clip_norm",
+    "epsilon_end",
     "loss",
     "td_error",
     "q",
@@ -43,7 +49,8 @@ COLUMNS = [
     "update_s",
     "eval_s",
 ]
-"""metrics.csv: one row per member at each record. Times are seconds since the run began, all resumptions together."""
+"""metrics.csv: one row per member at each record; lr and the like are the member's own, before any decay.
+Times are seconds since the run began, all resumptions together."""
 
 
 def new_folder(path: str | Path | None, world: str) -> Path:
@@ -98,13 +105,22 @@ class Records:
             self._events = SummaryWriter(str(folder), purge_step=resume_step)
 
     def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
-        """One row per member: ``common`` and the member's own values, by column name; NaN leaves a field empty."""
+        """One row per member: ``common`` and the member's own values, by column name; NaN leaves a field empty.
+
+        The events get mean and 95% interval over the members besides.
+        """
         for p, own in enumerate(members):
             values = {k: v for k, v in {**common, **own}.items() if not math.isnan(v)}
             self._csv.writerow({"step": step, "member": p, **{k: _short(v) for k, v in values.items()}})
             if self._events is not None:
                 for name, value in values.items():
                     self._events.add_scalar(f"{_tab(name)}/{name}/member_{p}", value, step)
+        if self._events is not None and len(members) > 1:
+            for name in members[0]:
+                mean, half = mean_interval(np.array([own[name] for own in members]))
+                if not math.isnan(half):
+                    for what, value in (("mean", mean), ("low95", mean - half), ("high95", mean + half)):
+                        self._events.add_scalar(f"{_tab(name)}/{name}/{what}", value, step)
         self._file.flush()
 
     def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
@@ -137,7 +153,7 @@ class EpisodeStatistics:
         self.returns, self.lengths = np.zeros(self.shape), np.zeros(self.shape)
         self.sums = {k: np.zeros(members) for k in ("episodes", "train_return", "train_length", "train_survival")}
         self.has_survival = False
-        self.recent: float | None = None
+        self.recent = np.full(members, math.nan)  # score, an average over a member's last 50 episodes or so
         self._starting = np.zeros(self.shape, dtype=bool)
 
     @property
@@ -168,8 +184,10 @@ class EpisodeStatistics:
         if step.survival is not None:
             self.has_survival = True
             score = collect("train_survival", step.survival)
-        for value in score.tolist() if self.recent is None else [float(score.mean())]:
-            self.recent = value if self.recent is None else 0.98 * self.recent + 0.02 * value
+        count = np.bincount(member, minlength=P)
+        now = np.bincount(member, score, minlength=P) / np.maximum(count, 1)
+        keep = np.where(np.isnan(self.recent), 0.0, 0.98**count)
+        self.recent = np.where(count > 0, keep * np.nan_to_num(self.recent) + (1 - keep) * now, self.recent)
         self.returns.flat[ended] = self.lengths.flat[ended] = 0.0
 
     def drain(self) -> dict[str, np.ndarray]:
@@ -196,7 +214,7 @@ class EpisodeStatistics:
             "starting": self._starting.copy(),
             "sums": {k: v.copy() for k, v in self.sums.items()},
             "has_survival": self.has_survival,
-            "recent": self.recent,
+            "recent": self.recent.copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,7 +261,11 @@ def process_mark(pid: int) -> str | None:
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` in one move, so that a reader never sees half a file."""
-    path = Path(path)
+    write_text(Path(path), json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in one move, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

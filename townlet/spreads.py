@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,9 @@ class Spread:
         else:
             values = (1 - share) * self.low + share * self.high
         return tuple(float(f"{v:.6g}") for v in values)  # the ends exactly, and numbers that a person can read
+
+
+def named(member: int, hyper: Mapping[str, Sequence[float] | np.ndarray]) -> str:
+    """ "member 3" and its values of those settings (name -> [P]) in which members differ."""
+    own = [f"{name}={values[member]:.4g}" for name, values in hyper.items() if len(set(values)) > 1]
+    return " ".join([f"member {member}", *own])

@@ -24,10 +24,12 @@ from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
 from .learner import Learner
+from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
-from .progress import Progress
+from .progress import Progress, score_text
 from .records import EpisodeStatistics, Records, new_folder
 from .replay import SequentialReplayBuffer
+from .schedules import Schedules
 from .signals import stop_signals
 
 CHANGEABLE_ON_RESUME = frozenset(
@@ -130,10 +132,14 @@ class Trainer:
         self._learned: dict[str, Tensor] = {}
         self._learned_count = 0
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
-        self._ladder = _ladder(config)
-        self._lr = self.population.lr.clone()
-        self._epsilon_end = np.array(config.per_member("epsilon_end"), dtype=np.float64)
-        self._epsilon = (-1.0, torch.empty(0))  # progress of the decay, and what `epsilon` returned for it
+        self.schedules = Schedules(config)
+        self.pbt = PopulationBasedTraining(
+            {name: config.per_member(name) for name in config.pbt_explore},
+            seed=config.seed,
+            fraction=config.pbt_fraction,
+            perturb=config.pbt_perturb,
+            resample=config.pbt_resample,
+        )
         self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
         self._resumed_at: int | None = None
 
@@ -164,13 +170,8 @@ class Trainer:
     # ---- one iteration ----------------------------------------------------------------------------------------------
 
     def epsilon(self) -> Tensor:
-        """Share of random actions, float64 [P, E]: linear in the step count, then constant; spread by a ladder."""
-        c = self.config
-        done = 1.0 if c.epsilon_decay_steps == 0 else min(1.0, self.env_steps / c.epsilon_decay_steps)
-        if done != self._epsilon[0]:  # not again at every step after the decay
-            now = np.clip(c.epsilon_start + (self._epsilon_end - c.epsilon_start) * done, 0.0, 1.0)
-            self._epsilon = done, torch.from_numpy(now[:, None] ** self._ladder)
-        return self._epsilon[1]
+        """Share of random actions, float64 [P, E]."""
+        return self.schedules.epsilon(self.env_steps)
 
     def act_step(self) -> None:
         """One step of every environment, stored with the state that came before its observation."""
@@ -204,16 +205,31 @@ class Trainer:
         """The updates that are due."""
         begun = time.perf_counter()
         if self.config.lr_decay_steps:
-            self.population.lr.copy_(self._lr * self._lr_factor())
+            self.schedules.set_lr(self.population, self.env_steps)
         while self.updates < self.updates_due():
             for name, value in self.learner.update().items():
                 self._learned[name] = self._learned.get(name, 0.0) + value.detach().double()
             self._learned_count += 1
         self.seconds["update"] += time.perf_counter() - begun
 
-    def _lr_factor(self) -> float:
+    def _exploit_and_explore(self) -> None:
+        """The event of population based training that is due at this step, if any."""
         c = self.config
-        return 1.0 - (1.0 - c.lr_end) * min(1.0, self.env_steps / c.lr_decay_steps)
+        if not (self.updates and _crossed(self.env_steps, c.num_envs, c.pbt_every)):
+            return
+        scores = self.episodes.recent
+        if c.pbt_score == "eval":
+            fresh = self.evaluations and self.evaluations[-1][0] == self.env_steps
+            scores = (self.evaluations[-1][1] if fresh else self.evaluate()).score.mean(axis=1)
+        members, parents = self.pbt.step(self.env_steps // c.pbt_every, self.env_steps, scores, self.schedules.hyper)
+        if members:
+            self.population.copy_members(members, parents)
+            self.episodes.recent[members] = self.episodes.recent[parents]
+            self.schedules.apply(self.population, self.env_steps)
+            copies = ", ".join(f"{p} -> {m}" for m, p in zip(members, parents, strict=True))
+            self.say(f"step {self.env_steps:,}: members copied: {copies}")
+        if self.folder is not None:
+            self.pbt.write(self.folder / "lineage.csv")
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -233,6 +249,7 @@ class Trainer:
         saved_at = -1
         while self.env_steps < c.total_steps and not stop:
             self._enter_stage()
+            self._exploit_and_explore()
             self.act_step()
             self.learn()
             self.elapsed = before + time.perf_counter() - begun
@@ -249,7 +266,7 @@ class Trainer:
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:
-                progress.show(self.env_steps, self.updates, self._score_text())
+                progress.show(self.env_steps, self.updates, self._score_text)
         self.stopped_by = stop[0] if stop else None
         if self.folder is not None and saved_at != self.env_steps:
             self.save()
@@ -285,7 +302,8 @@ class Trainer:
         common = {"seconds": self.elapsed, "updates": self.updates}
         common |= {f"{k}_s": v for k, v in self.seconds.items()}
         common |= {"steps_per_s": steps * P / max(seconds, 1e-9), "updates_per_s": updates / max(seconds, 1e-9)}
-        columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.episodes.drain()}
+        columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.schedules.hyper}
+        columns |= self.episodes.drain()
         for name, total in self._learned.items():
             columns[name] = (total / self._learned_count).cpu().numpy()
         self._learned, self._learned_count = {}, 0
@@ -301,12 +319,8 @@ class Trainer:
         return self.elapsed, self.env_steps, self.updates
 
     def _score_text(self) -> str:
-        parts = []
-        if self.episodes.recent is not None:
-            parts.append(f"{self.episodes.score_name} {self.episodes.recent:.4g}")
-        if self.evaluations:
-            parts.append(f"greedy {self.evaluations[-1][1].score.mean():.4g}")
-        return ", ".join(parts)
+        evaluation = self.evaluations[-1][1] if self.evaluations else None
+        return score_text(self.episodes, evaluation, self.schedules.hyper)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -373,6 +387,8 @@ class Trainer:
             "reset": self.reset.clone(),
             "over": self.over.clone(),
             "episodes": self.episodes.state_dict(),
+            "hyper": self.schedules.state_dict(),
+            "pbt": self.pbt.state_dict(),
             "learned": {"count": self._learned_count, "sums": dict(self._learned)},
         }
 
@@ -390,6 +406,9 @@ class Trainer:
         self.obs, self.legal = tree["obs"], tree["legal"]
         self.reset, self.over = tree["reset"], tree["over"]
         self.episodes.load_state_dict(tree["episodes"])
+        self.schedules.load_state_dict(tree["hyper"])
+        self.schedules.apply(self.population, self.env_steps)
+        self.pbt.load_state_dict(tree["pbt"])
         self._learned, self._learned_count = self._here(tree["learned"]["sums"]), tree["learned"]["count"]
         self._mark = self._now()
         if self.stage != tree["stage"]:
@@ -452,12 +471,6 @@ def read_agent(path: str | Path) -> dict[str, Any]:
     if tree.get("kind") not in ("townlet-run", "townlet-agent"):
         raise checkpoint.CheckpointError(f"{path}: holds no agent")
     return tree
-
-
-def _ladder(config: Config) -> np.ndarray:
-    """Exponents of epsilon, float64 [E]: from 1 to 1 + ladder (Ape-X, Horgan et al. 2018)."""
-    E = config.num_envs
-    return 1.0 + config.epsilon_ladder * np.arange(E) / max(1, E - 1)
 
 
 def _crossed(now: int, step: int, every: int) -> bool:

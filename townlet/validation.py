@@ -151,10 +151,11 @@ _AT_LEAST_0 = [
     "checkpoint_every",
     "final_eval_episodes",
     "replay_ratio",
+    "pbt_every",
 ]
-_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end"]
-_POSITIVE = ["reward_scale", "huber_delta", "lr", "adam_eps", "clip_norm"]
-_PER_MEMBER = ["gamma", "lr", "clip_norm", "epsilon_end"]
+_UNIT_INTERVAL = ["alpha", "beta", "eta", "gamma", "epsilon_start", "epsilon_end", "lr_end", "pbt_resample"]
+_POSITIVE = ["reward_scale", "huber_delta", "lr", "adam_eps", "clip_norm", "pbt_perturb"]
+PER_MEMBER = ["gamma", "lr", "clip_norm", "epsilon_end"]
 
 
 def validate(c: Config) -> None:
@@ -176,11 +177,19 @@ def validate(c: Config) -> None:
         require(all(0 <= v <= 1 for v in every(name)), name, "between 0 and 1")
     for name in _POSITIVE:
         require(all(v > 0 for v in every(name)), name, "above 0")
-    for name in _PER_MEMBER:
+    for name in PER_MEMBER:
         value = getattr(c, name)
         require(
             not isinstance(value, tuple) or len(value) == c.members, name, f"one value, or {c.members} (one per member)"
         )
+    require(c.pbt_every == 0 or c.members >= 2, "members", "at least 2 for population based training (pbt_every)")
+    require(0 < c.pbt_fraction <= 0.5, "pbt_fraction", "above 0 and at most 0.5")
+    require(c.pbt_score in ("train", "eval"), "pbt_score", "train or eval")
+    require(len(c.pbt_explore) > 0 and set(c.pbt_explore) <= set(PER_MEMBER), "pbt_explore", f"some of {PER_MEMBER}")
+    if c.pbt_every and "gamma" in c.pbt_explore:
+        require(all(v < 1 for v in every("gamma")), "gamma", "below 1 where pbt_explore names it")
+    if c.pbt_every and "epsilon_end" in c.pbt_explore:
+        require(all(v > 0 for v in every("epsilon_end")), "epsilon_end", "above 0 where pbt_explore names it")
     steps = [first for first, _ in c.stages]
     require(steps == sorted(set(steps)), "curriculum", "stages in the order of their steps")
     require(re.fullmatch(r"cpu|cuda(:\d+)?", c.device) is not None, "device", "cpu, cuda or cuda:N")
