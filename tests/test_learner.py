@@ -90,6 +90,7 @@ def test_an_update_is_the_reference_loss_then_clip_then_adam() -> None:
         drawn = each.replay.sample(30)
         each.replay.update_priorities(drawn, (drawn.start + 1.0).float())
         each.population.online_flat *= 1.2  # the target is another network
+        each.population.clip_norm.fill_(0.52)
     metrics = learner.update()
     population, network, sample = twin.population, twin.population.network, twin.replay.sample(16)
     assert sample.weight.min() < 0.9, "importance weights have no say here"
@@ -108,9 +109,14 @@ def test_an_update_is_the_reference_loss_then_clip_then_adam() -> None:
     valid = reference.valid_transitions(batch)
     trained = valid.clone()
     trained[:, :, :2] = False
+    y = out.q_taken + out.td_error
+    assert norm.min() < 0.52 < norm.max(), "clipping has no say here"  # 0.504 and 0.541
     expected = {
         "loss": out.loss.detach(),
         "td_error": torch.stack([out.td_error[p][trained[p]].abs().mean() for p in range(2)]),
+        "td_error_max": torch.stack([out.td_error[p][trained[p]].abs().max() for p in range(2)]),
+        "target": torch.stack([y[p][trained[p]].mean() for p in range(2)]),
+        "clipped": torch.tensor([1.0, 0.0]),
         "q": torch.stack([out.q_taken[p][valid[p]].mean() for p in range(2)]),
         "grad_norm": norm,
         "priority": out.priority.mean(1),

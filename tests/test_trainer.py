@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
 from townlet.params import ActorParams
-from townlet.records import process_mark, read_metrics
+from townlet.records import COLUMNS, process_mark, read_metrics
 from townlet.trainer import Trainer, read_agent
 
 
@@ -317,6 +319,35 @@ def test_a_process_is_told_from_another_with_its_number():
     assert process_mark(child.pid) is None  # killed, though its parent has not taken notice
     child.communicate()
     assert process_mark(child.pid) is None
+
+
+@pytest.mark.parametrize("config", [clock(lr=(1e-3, 2e-3)), tiny(lr_decay_steps=100)], ids=["clock", "town"])
+def test_the_last_record_tells_how_the_run_stands(tmp_path, config):
+    run = Trainer(replace(config, run_dir=str(tmp_path / "run"), capacity=800, eval_every=0))
+    shown, updates = [], []
+    act, update = run.population.act, run.learner.update
+    run.population.act = lambda *given: (shown.append(copy.deepcopy(given[2])), act(*given))[1]
+    run.learner.update = lambda: (updates.append((run.env_steps, update())), updates[-1][1])[1]
+    run.train()
+    legal = shown[-1]
+    rows = read_metrics(run.folder / "metrics.csv")
+    h, c = run.population.state
+    for p, row in enumerate(rows[-2:]):
+        q = run.population._acted[0][p].clone()
+        if legal is not None:
+            assert not legal[p].all()
+            q[~legal[p]] = -100.0
+        recent = [metrics for step, metrics in updates if step > 120]
+        expected = {
+            "h_norm": h[p].square().sum(-1).sqrt().mean(),
+            "c_norm": c[p].square().sum(-1).sqrt().mean(),
+            "q_max": q.max(-1).values.mean(),
+            "lr": config.per_member("lr")[p],
+            "replay_fill": 160 / (run.replay.ring * 4),
+        } | {name: torch.stack([m[name][p] for m in recent]).mean() for name in recent[0]}
+        assert {k: row[k] for k in expected} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)
+    assert rows[-1]["replay_fill"] < 0.25 < rows[-1]["h_norm"]
+    assert set(rows[-1]) == set(COLUMNS)
 
 
 def test_an_evaluation_is_recorded_once_at_its_step(tmp_path):

@@ -96,9 +96,10 @@ class Learner:
     def update(self) -> dict[str, Tensor]:
         """One update of every member.
 
-        Returns: metrics, float32 [P] each: `loss`; `td_error`, the mean of |td_error|; `q`, the mean Q-value of the
-            actions taken; `grad_norm`, before clipping; `priority`, the mean over the batch; `valid`, the share of
-            transitions after burn-in that were trained on.
+        Returns: metrics, float32 [P] each: `loss`; `td_error` and `td_error_max`, mean and largest |td_error|; `q`, the
+            mean Q-value of the actions taken; `target`, the mean TD target; `grad_norm`, before clipping; `clipped`, 1
+            where that norm was clipped; `priority`, the mean over the batch; `valid`, the share of transitions after
+            burn-in that were trained on.
 
         Errors: ValueError when replay does not hold a window yet, or naming the members whose observations, loss or
             gradients are not finite (where the population defers checks, by its `check`); no parameter has been
@@ -167,15 +168,21 @@ class Learner:
         return self._metrics(batch, out, grad_norm)
 
     def _metrics(self, batch: SequenceBatch, out: TDOutput, grad_norm: Tensor) -> dict[str, Tensor]:
+        L, clip = self.spec.burn_in, self.population.clip_norm
         valid = batch.mask & (batch.terminated | ~batch.reset[:, :, 1:])
-        trained = valid[:, :, self.spec.burn_in :].sum((1, 2))
+        trained = valid[:, :, L:].sum((1, 2))
+        some, error = trained.clamp(min=1), out.td_error.abs()
+        q, q_burn_in = out.q_taken.sum((1, 2)), out.q_taken[:, :, :L].sum((1, 2))
         return {
             "loss": out.loss.detach(),
-            "td_error": out.td_error.abs().sum((1, 2)) / trained.clamp(min=1),
-            "q": out.q_taken.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1),
+            "td_error": error.sum((1, 2)) / some,
+            "td_error_max": error.amax((1, 2)),
+            "q": q / valid.sum((1, 2)).clamp(min=1),
+            "target": (q - q_burn_in + out.td_error.sum((1, 2))) / some,  # q_taken + td_error, both 0 where not valid
             "grad_norm": grad_norm,
+            "clipped": torch.zeros_like(grad_norm) if clip is None else (grad_norm > clip).float(),
             "priority": out.priority.mean(1),
-            "valid": trained / valid[:, :, self.spec.burn_in :][0].numel(),
+            "valid": trained / valid[:, :, L:][0].numel(),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class VectorizedPopulation:
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self._c = torch.zeros_like(self._h)
+        self._acted: tuple[Tensor, Tensor | np.ndarray | None]  # Q-values [P, E, A] and legal actions of the last `act`
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """Name -> [P, ...] view into a flat buffer [P, N]."""
@@ -193,6 +194,7 @@ class VectorizedPopulation:
             self._keys,
             self.act_count,
         )
+        self._acted = out.q, legal
         if self.memory:  # else the state stays what it was made as: zero
             self._h, self._c = out.h, out.c
         self.act_count += 1
@@ -210,6 +212,16 @@ class VectorizedPopulation:
                 f"epsilon has shape {list(out.shape)}; expected a number, [P] = [{P}] or [P, E] = [{P}, {E}]"
             )
         return (out.unsqueeze(-1) if out.dim() == 1 else out).expand(P, E)
+
+    def acting_metrics(self) -> dict[str, Tensor]:
+        """What acting looks like at the last `act`, means over the environments, float32 [P] each: `q_max`, the largest
+        Q-value among legal actions; `h_norm` and `c_norm`, the Euclidean norm of the carried state."""
+        q, legal = self._acted
+        if legal is not None:
+            legal = self._here(legal, torch.bool)
+            q = q.masked_fill(~legal & legal.any(-1, keepdim=True), -math.inf)
+        norms = {"h_norm": self._h.norm(dim=-1).mean(1), "c_norm": self._c.norm(dim=-1).mean(1)}
+        return {"q_max": q.amax(-1).mean(1), **norms}
 
     def reset_state(self) -> None:
         """Forget: (h, c) becomes zero in every environment."""

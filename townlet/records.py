@@ -16,41 +16,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .evaluate import mean_interval
 
-COLUMNS = [
-    "step",
-    "member",
-    "seconds",
-    "updates",
-    "epsilon",
-    "lr",
-    "gamma",
-    "clip_norm",
-    "epsilon_end",
-    "loss",
-    "td_error",
-    "q",
-    "grad_norm",
-    "priority",
-    "valid",
-    "episodes",
-    "train_return",
-    "train_length",
-    "train_survival",
-    "eval_return",
-    "eval_survival",
-    "steps_per_s",
-    "updates_per_s",
-    "act_s",
-    "env_s",
-    "replay_s",
-    "update_s",
-    "eval_s",
-]
-"""metrics.csv: one row per member at each record; lr and the like are the member's own, before any decay.
-Times are seconds since the run began, all resumptions together."""
+MEANINGS = {
+    "step": "environment steps of the member so far",
+    "member": "which member, from 0",
+    "seconds": "wall clock since the run began, without pauses between resumptions",
+    "updates": "updates of the member so far",
+    "epsilon": "share of random actions, mean over its environments",
+    "lr": "learning rate of the member, before the decay",
+    "gamma": "discount of the member",
+    "clip_norm": "largest gradient norm of the member",
+    "epsilon_end": "share of random actions of the member after the decay",
+    "loss": "loss, mean over the updates since the last record",
+    "td_error": "mean absolute TD error of the trained transitions, over the same updates (so the next eight)",
+    "td_error_max": "largest absolute TD error of an update, averaged over the updates",
+    "q": "mean Q-value of the replayed actions",
+    "target": "mean TD target of the trained transitions",
+    "grad_norm": "gradient norm before clipping",
+    "clipped": "share of updates whose gradient was clipped",
+    "priority": "mean replay priority of the sampled sequences",
+    "valid": "share of sampled transitions after burn-in that were trained on (the rest is padding and resets)",
+    "q_max": "largest Q-value among legal actions, mean over the environments at the step just acted",
+    "h_norm": "Euclidean norm of the LSTM's output h, mean over the environments at that step",
+    "c_norm": "Euclidean norm of the LSTM's cell c, mean over the environments at that step",
+    "replay_fill": "share of the replay buffer that holds transitions",
+    "episodes": "training episodes that ended since the last record",
+    "train_return": "their mean return (exploring; undiscounted, before reward_scale)",
+    "train_length": "their mean length in steps",
+    "train_survival": "their mean survival in ticks, where the world has one",
+    "eval_return": "mean return of greedy episodes, in the rows of an evaluation",
+    "eval_survival": "mean survival of greedy episodes, likewise",
+    "steps_per_s": "environment steps per second since the last record, all members together",
+    "updates_per_s": "updates per second since the last record, of each member",
+    "act_s": "seconds spent choosing actions since the run began",
+    "env_s": "seconds spent in the worlds",
+    "replay_s": "seconds spent storing",
+    "update_s": "seconds spent sampling and learning",
+    "eval_s": "seconds spent on evaluations",
+}
+"""Each column of metrics.csv, which has one row per member at each record; a field without a value is empty."""
+
+COLUMNS = list(MEANINGS)
 
 
 def new_folder(path: str | Path | None, world: str) -> Path:
@@ -143,6 +153,39 @@ class Records:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+class Means:
+    """Means of named [P] tensors over many calls: one sum on their device, read only when it is asked for."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.empty(0)  # float64 [names, P]
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count one set of values; the same names every time."""
+        rows = torch.stack(list(values.values())).double()
+        if self.names != tuple(values):
+            self.names, self.sums, self.count = tuple(values), torch.zeros_like(rows), 0
+        self.sums += rows
+        self.count += 1
+
+    def drain(self) -> dict[str, np.ndarray]:
+        """Means [P] since the last call by name; none when nothing was added."""
+        out = dict(zip(self.names, (self.sums / max(self.count, 1)).cpu().numpy(), strict=True))
+        self.names, self.sums, self.count = (), torch.empty(0), 0
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count and sums by name."""
+        return {"count": self.count, "sums": {n: s.clone() for n, s in zip(self.names, self.sums, strict=True)}}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take over what ``state_dict`` returned."""
+        sums = state["sums"]
+        self.names, self.count = tuple(sums), state["count"]
+        self.sums = torch.stack(list(sums.values())).to(device) if sums else torch.empty(0)
 
 
 class EpisodeStatistics:

@@ -27,7 +27,7 @@ from .learner import Learner
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
 from .progress import Progress, score_text
-from .records import EpisodeStatistics, Records, new_folder
+from .records import EpisodeStatistics, Means, Records, new_folder
 from .replay import SequentialReplayBuffer
 from .schedules import Schedules
 from .signals import stop_signals
@@ -129,8 +129,7 @@ class Trainer:
         self.elapsed = 0.0
         self.evaluations: list[tuple[int, Evaluation]] = []
         self.stopped_by: signal.Signals | None = None
-        self._learned: dict[str, Tensor] = {}
-        self._learned_count = 0
+        self._learned = Means()
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
         self.schedules = Schedules(config)
         self.pbt = PopulationBasedTraining(
@@ -146,9 +145,6 @@ class Trainer:
     def _rows(self, array: np.ndarray) -> Tensor:
         """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
         return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
-
-    def _here(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.population.device) for name, value in values.items()}
 
     def _training_worlds(self) -> VectorAdapter:
         """The worlds of the present stage."""
@@ -207,9 +203,7 @@ class Trainer:
         if self.config.lr_decay_steps:
             self.schedules.set_lr(self.population, self.env_steps)
         while self.updates < self.updates_due():
-            for name, value in self.learner.update().items():
-                self._learned[name] = self._learned.get(name, 0.0) + value.detach().double()
-            self._learned_count += 1
+            self._learned.add(self.learner.update())
         self.seconds["update"] += time.perf_counter() - begun
 
     def _exploit_and_explore(self) -> None:
@@ -302,11 +296,10 @@ class Trainer:
         common = {"seconds": self.elapsed, "updates": self.updates}
         common |= {f"{k}_s": v for k, v in self.seconds.items()}
         common |= {"steps_per_s": steps * P / max(seconds, 1e-9), "updates_per_s": updates / max(seconds, 1e-9)}
+        common["replay_fill"] = len(self.replay) / (self.replay.ring * self.config.num_envs)
         columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.schedules.hyper}
-        columns |= self.episodes.drain()
-        for name, total in self._learned.items():
-            columns[name] = (total / self._learned_count).cpu().numpy()
-        self._learned, self._learned_count = {}, 0
+        columns |= self.episodes.drain() | self._learned.drain()
+        columns |= {name: value.cpu().numpy() for name, value in self.population.acting_metrics().items()}
         if self.evaluations and self.evaluations[-1][0] == self.env_steps:
             result = self.evaluations[-1][1]
             columns["eval_return"] = result.returns.mean(axis=1)
@@ -389,7 +382,7 @@ class Trainer:
             "episodes": self.episodes.state_dict(),
             "hyper": self.schedules.state_dict(),
             "pbt": self.pbt.state_dict(),
-            "learned": {"count": self._learned_count, "sums": dict(self._learned)},
+            "learned": self._learned.state_dict(),
         }
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
@@ -409,7 +402,7 @@ class Trainer:
         self.schedules.load_state_dict(tree["hyper"])
         self.schedules.apply(self.population, self.env_steps)
         self.pbt.load_state_dict(tree["pbt"])
-        self._learned, self._learned_count = self._here(tree["learned"]["sums"]), tree["learned"]["count"]
+        self._learned.load_state_dict(tree["learned"], self.population.device)
         self._mark = self._now()
         if self.stage != tree["stage"]:
             self.stage = tree["stage"]
