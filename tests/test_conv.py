@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
-from gymnasium.spaces.utils import flatten
+from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import nn
 from worlds import tiny
 
 from townlet.envs.images import Convolution, default_convolutions, find_image, parse_convolutions
+from townlet.envs.spaces import ObservationRows
 from townlet.networks import RecurrentConvQNetwork, RecurrentQNetwork
 from townlet.trainer import Trainer
 
@@ -45,18 +46,22 @@ class Signs(gymnasium.Env):
 gymnasium.register(id="Signs-v0", entry_point=Signs)
 
 
+def rows(space, values):
+    return ObservationRows(space)(concatenate(space, values, create_empty_array(space, len(values))), len(values))
+
+
 def network_for(space, obs_size, conv="3x2/2,4x2", **sizes):
     image = find_image(space, "a-world")
     assert image is not None
     return RecurrentConvQNetwork(obs_size, 3, image, parse_convolutions(conv), **sizes)
 
 
-def test_an_image_is_found_where_gymnasium_flattens_it():
+def test_an_image_is_found_where_it_lies_in_the_row():
     space = Dict({"b": SYMBOLS, "a": Discrete(5), "c": Tuple((MultiBinary(3), Box(0, 1, (2, 2))))})
     image = find_image(space, "w")
     assert image is not None
     value = space.sample()
-    flat = flatten(space, value)
+    flat = rows(space, [value])[0]
     assert np.array_equal(flat[image.start : image.start + image.size], value["b"].ravel())
     assert image.start == 5  # a plain mapping is sorted
     assert image.name == "observation['b']"
@@ -70,7 +75,7 @@ def test_what_the_numbers_of_an_image_mean():
     symbols, grey, stack = (find_image(s, "w") for s in (SYMBOLS, GREY, STACK))
     assert symbols.symbols == (4, 2)
     assert (symbols.height, symbols.width, symbols.channels, symbols.planes) == (5, 6, 2, 6)
-    assert (grey.symbols, grey.planes, grey.low, grey.scale) == (None, 3, 0.0, 1 / 255)
+    assert (grey.symbols, grey.planes, grey.low, grey.scale) == (None, 3, 0.0, 1.0)  # scaled in the row
     assert (stack.height, stack.width, stack.channels, stack.channels_first) == (8, 7, 2, True)
     assert (stack.low, stack.scale) == (-1.0, 0.25)
     unbounded = find_image(Box(-np.inf, np.inf, (9, 9, 1)), "w")
@@ -94,7 +99,7 @@ def test_no_image_or_several():
 def test_the_network_equals_convolutions_of_each_member(space, members):
     whole = Dict(a=Discrete(3), image=space, z=Box(-1, 1, (2,), np.float32))
     values = [whole.sample() for _ in range(members * 4 * 5)]
-    obs = torch.tensor(np.stack([flatten(whole, v) for v in values]), dtype=torch.float32)
+    obs = torch.from_numpy(rows(whole, values))
     network = network_for(whole, obs.shape[1], encoder=(9, 8), hidden_size=8)
     generator = torch.Generator().manual_seed(5)
     params = network.init(range(members))
@@ -126,7 +131,7 @@ def test_without_layers_behind_them_the_lstm_sees_maps_and_the_other_numbers():
     space = Dict(a=Discrete(3), image=SYMBOLS)
     network = network_for(space, 63, encoder=())
     assert network.feature_size == 4 * 1 * 2 + 3
-    obs = torch.tensor(flatten(space, space.sample()), dtype=torch.float32)
+    obs = torch.from_numpy(rows(space, [space.sample()]))
     assert torch.equal(network.encode(network.init([1]), obs.view(1, 1, -1))[0, 0, -3:], obs[:3])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,19 @@ from torch import Tensor
 from . import device as devices
 from . import ops
 from .config import Config
-from .envs.adapter import VectorAdapter
+from .envs.adapter import VectorAdapter, make_worlds
 from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .replay import SequentialReplayBuffer
+
+
+def open_worlds(
+    config: Config, n: int, args: Mapping[str, Any], make: Callable[..., VectorAdapter] = make_worlds
+) -> VectorAdapter:
+    """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for."""
+    worlds = make(config.env, n, **args)
+    worlds.feed_back(action=config.last_action, reward=config.last_reward)
+    return worlds
 
 
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:

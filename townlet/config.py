@@ -109,6 +109,12 @@ class Config:
     hidden_size: int = _setting(64, "H, LSTM units (the spatial network has its own size)")
     head_size: int | None = _setting(64, "F, units of the head's ReLU layer; none for a linear head")
     dueling: bool = _setting(True, "separate value and advantage streams")
+    last_action: bool = _setting(
+        False, "the last action, one-hot, is part of every observation; zeros at an episode's start"
+    )
+    last_reward: bool = _setting(
+        False, "the last reward, as the world gave it, is part of every observation; zero at an episode's start"
+    )
     memory: bool = _setting(
         True, "false trains the memoryless control: state zeroed at every step, in acting and in training"
     )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .envs.adapter import WorldStep
 from .evaluate import mean_interval
 
 MEANINGS = {
@@ -197,21 +198,19 @@ class EpisodeStatistics:
         self.sums = {k: np.zeros(members) for k in ("episodes", "train_return", "train_length", "train_survival")}
         self.has_survival = False
         self.recent = np.full(members, math.nan)  # score, an average over a member's last 50 episodes or so
-        self._starting = np.zeros(self.shape, dtype=bool)
 
     @property
     def score_name(self) -> str:
         return "survival" if self.has_survival else "return"
 
-    def add(self, step: Any, over: np.ndarray) -> None:
-        """Count one step of all environments, `over` where it ended one; a reset step counts for nothing."""
+    def add(self, step: WorldStep) -> None:
+        """Count one step of all environments; one that only began an episode counts for nothing."""
         P, E = self.shape
-        over = over.reshape(self.shape)
-        counted = ~self._starting
+        over = step.over
+        counted = (over | ~step.first).reshape(self.shape)
         np.add(self.returns, step.reward.reshape(self.shape), out=self.returns, where=counted)
         self.lengths += counted
-        self._starting = over
-        ended = over.ravel().nonzero()[0]
+        ended = over.nonzero()[0]
         if not ended.size:
             return
         member = ended // E
@@ -247,14 +246,12 @@ class EpisodeStatistics:
     def forget_running(self) -> None:
         """The running episodes were cut: none of them counts."""
         self.returns[:], self.lengths[:] = 0.0, 0.0
-        self._starting = np.zeros(self.shape, dtype=bool)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all counters."""
         return {
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
-            "starting": self._starting.copy(),
             "sums": {k: v.copy() for k, v in self.sums.items()},
             "has_survival": self.has_survival,
             "recent": self.recent.copy(),
@@ -262,7 +259,7 @@ class EpisodeStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
-        self.returns, self.lengths, self._starting = state["returns"], state["lengths"], state["starting"]
+        self.returns, self.lengths = state["returns"], state["lengths"]
         self.sums = dict(state["sums"])
         self.has_survival, self.recent = state["has_survival"], state["recent"]
 

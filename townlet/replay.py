@@ -248,7 +248,8 @@ class SequentialReplayBuffer:
             legal: [P, E, A] bool, or None for all legal.
             h, c: [P, E, H], the acting state *before* obs.
             action: [P, E] int; reward: [P, E] float; terminated: [P, E] bool, true end (not truncation).
-            mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world.
+            mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world
+                (NEXT_STEP autoreset; `add_final` stores what the other modes show).
 
         Errors: ValueError naming the argument; nothing has been stored then.
         """
@@ -259,6 +260,37 @@ class SequentialReplayBuffer:
             steps["legal"] = legal
         data = self._check(steps, (P, E))
         self._write(0, P * E, 1, data)
+
+    def add_final(
+        self,
+        ended: Tensor | np.ndarray,
+        obs: Tensor | np.ndarray,
+        legal: Tensor | np.ndarray | None,
+        h: Tensor,
+        c: Tensor,
+    ) -> None:
+        """One more row for each stream where `ended`: the final observation of an episode whose next has begun.
+
+        For worlds that show both in one step; to be called right after the `add` of the transition that led to it. Only
+        these streams grow. Nobody acts on the row: it is masked.
+
+        Args:
+            ended: [P, E] bool, true for K streams.
+            obs: [K, obs_size], finite, member by member. legal: [K, A] bool, or None for all legal.
+            h, c: [P, E, H], the acting state *before* these observations.
+
+        Errors: ValueError naming the argument; nothing has been stored then.
+        """
+        ended = self._check({"mask": ended}, (self.members, self.num_envs))["mask"].flatten()
+        streams = ended.nonzero().flatten().tolist()
+        lead = (len(streams),)
+        steps: dict[str, Any] = {"obs": obs} if legal is None else {"obs": obs, "legal": legal}
+        never = torch.zeros(lead, dtype=torch.bool)
+        steps |= {"action": never, "reward": never, "terminated": never, "reset": never, "mask": never}
+        data = self._check(steps, lead)
+        data |= {name: v.flatten(0, 1)[ended.to(v.device)] for name, v in (("h", h), ("c", c))}
+        for k, stream in enumerate(streams):
+            self._write(stream, 1, 1, {name: value[k : k + 1] for name, value in data.items()})
 
     def add_episode(
         self,

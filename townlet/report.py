@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from . import checkpoint
-from .assembly import build_network
+from .assembly import build_network, open_worlds
 from .config import Config
-from .envs.adapter import VectorAdapter, make_worlds
+from .envs.adapter import VectorAdapter
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
 from .records import write_json
 from .trainer import Trainer, read_agent
@@ -42,7 +42,7 @@ class Agent:
         path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
         tree = read_agent(path)
         config = Config.from_dict(tree["config"], source=str(path))
-        adapter = make_worlds(config.env, 1, **config.evaluation_args)
+        adapter = open_worlds(config, 1, config.evaluation_args)
         network = build_network(config, adapter)
         adapter.close()
         return cls(config, network, tree["population"]["online"], tree["env_steps"])
@@ -60,7 +60,7 @@ class Agent:
 
     def worlds(self, n: int) -> VectorAdapter:
         """``n`` evaluation environments."""
-        return make_worlds(self.config.env, n, **self.config.evaluation_args)
+        return open_worlds(self.config, n, self.config.evaluation_args)
 
     def evaluate(self, episodes: int, seed: int, *, memory: bool | None = None, stream: str = "test") -> Evaluation:
         """Greedy episodes; ``memory`` None runs the agent as it was trained."""

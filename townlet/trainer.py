@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import checkpoint
 from . import device as devices
-from .assembly import build_network, memory_statement, replay_sizes, td_spec
+from .assembly import build_network, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
@@ -94,6 +94,8 @@ class Trainer:
         obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
         sizes = replay_sizes(config, self.worlds, self.network, legal is not None)
         say(memory_statement(config, sizes, self.network, device))
+        for notice in self.worlds.notices:
+            say(notice)
         seeds = [config.seed + p for p in range(P)]
         self.population = VectorizedPopulation(
             self.network,
@@ -149,7 +151,7 @@ class Trainer:
     def _training_worlds(self) -> VectorAdapter:
         """The worlds of the present stage."""
         c = self.config
-        return self.make(c.env, c.members * c.num_envs, **c.stages[self.stage][1])
+        return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make)
 
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
         if folder is None and not record:
@@ -182,10 +184,11 @@ class Trainer:
         if self.config.reward_scale != 1.0:
             reward = reward * self.config.reward_scale
         self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, self._rows(step.terminated), ~self.over)
-        over = step.terminated | step.truncated
-        self.episodes.add(step, over)
+        if step.final_obs is not None:
+            self.replay.add_final(self._rows(step.over), step.final_obs, step.final_legal, *self.population.state)
+        self.episodes.add(step)
         self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
-        self.reset, self.over = self.over, self._rows(over)
+        self.reset, self.over = self._rows(step.first), self._rows(step.over & ~step.first)
         self.env_steps += self.config.num_envs
         t3 = clock()
         self.seconds["act"] += t1 - t0
@@ -286,7 +289,7 @@ class Trainer:
 
     def evaluation_worlds(self, n: int) -> VectorAdapter:
         """``n`` environments as evaluation wants them."""
-        return self.make(self.config.env, n, **self.config.evaluation_args)
+        return open_worlds(self.config, n, self.config.evaluation_args, self.make)
 
     def _record(self, records: Records | None) -> None:
         self.population.check()

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .envs.adapter import make_worlds
+from .assembly import open_worlds
 from .evaluate import GreedyActor
 from .report import Agent
 
@@ -55,7 +55,7 @@ def episode(
         raise ValueError(f"--member {member}: expected 0 to {config.members - 1}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium warns of a mode the world lacks; the error below says so
-        worlds = make_worlds(config.env, 1, **{**config.evaluation_args, "render_mode": render_mode})
+        worlds = open_worlds(config, 1, {**config.evaluation_args, "render_mode": render_mode})
     modes = worlds.env.metadata.get("render_modes", [])
     if render_mode not in modes:
         raise ValueError(f"{config.env}: offers pictures {modes}, expected {render_mode!r} among them")

@@ -1,33 +1,45 @@
 """One face for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
 
-``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` flattens Box observations, one-hot encodes Discrete ones,
-picks the legal-action mask out of ``info``, refuses what is not supported, and saves and restores worlds that can be.
+``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` turns observations into rows and numbers into actions
+(`spaces`), picks the legal-action mask out of ``info``, adds the last action and reward to the rows where asked,
+refuses what is not supported, and saves and restores worlds that can be.
 
-Autoreset is NEXT_STEP: the step after an episode's end ignores its action, returns reward 0 and the first observation
-of the next episode; so an episode's final observation is in the stream.
+Autoreset. An episode's final observation is always handed out, for a truncated episode's bootstrap reads it:
+
+    NEXT_STEP  as an observation like any other; the step after it ignores its action and returns reward 0 and the
+               first observation of the next episode
+    SAME_STEP  apart from the others (``WorldStep.final_obs``), since the same step already shows the first
+               observation of the next episode
+    DISABLED   likewise: whatever ended is reset at once
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 
+from .guard import Guard, WorldError, raised
 from .minigrid import SymbolicObservation
+from .spaces import ActionNumbers, ObservationRows, Part
 
 TOWN_ID = "townlet/Town-v0"
-# Wrappers of gymnasium.make whose whole state is known here, so that a world inside them can be saved.
-_KNOWN_WRAPPERS = {"OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
+# Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
+_KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
 
 
 class WorldStep(NamedTuple):
-    """What ``VectorAdapter.step`` returns for N environments."""
+    """What ``VectorAdapter.step`` returns for N environments, K of which ended an episode and began another at once."""
 
     obs: np.ndarray  # float32 [N, obs_size]
     reward: np.ndarray  # float32 [N]
@@ -35,32 +47,60 @@ class WorldStep(NamedTuple):
     truncated: np.ndarray  # bool [N], cut by a limit
     legal: np.ndarray | None  # bool [N, A], None where the world has no mask
     survival: np.ndarray | None  # float [N], ticks survived so far, None where the world does not say
+    first: np.ndarray  # bool [N], obs is the first of an episode
+    final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past it
+    final_legal: np.ndarray | None = None  # bool [K, A]
+
+    @property
+    def over(self) -> np.ndarray:
+        """bool [N], this step ended an episode."""
+        return self.terminated | self.truncated
 
 
 class VectorAdapter:
-    """N copies of one world with flat float32 observations and discrete actions.
+    """N copies of one world with flat float32 observations and numbered actions.
 
     Args:
-        env: a VectorEnv; NEXT_STEP autoreset is required.
+        env: a VectorEnv; ``metadata["autoreset_mode"]`` tells its autoreset. ``reset`` takes a list of seeds.
         name: the world's id, for error messages.
 
-    Attributes: ``num_envs``, ``obs_size``, ``n_actions``, ``name``, ``why_not_resumable`` (None when ``get_state`` and
-    ``set_state`` work, else the reason in words).
+    Attributes: ``num_envs``, ``obs_size``, ``n_actions``, ``name``, ``layout`` (the `Part` of each thing in a row),
+    ``notices`` (lines that a person should read), ``why_not_resumable`` (None when ``get_state`` and ``set_state``
+    work, else the reason in words).
 
     Raises:
         ValueError: the observation or action space, or the autoreset mode, is not supported.
     """
 
     def __init__(self, env: VectorEnv, name: str = "world") -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if mode not in (AutoresetMode.NEXT_STEP, "NextStep", "next_step"):
-            raise ValueError(f"{name}: autoreset mode {mode!r} is not supported; expected NEXT_STEP")
         self.env, self.name, self.num_envs = env, name, env.num_envs
-        self.obs_size, self._one_hot_start = _observation_size(env.single_observation_space, name)
-        self.n_actions, self._action_start = _action_count(env.single_action_space, name)
+        self._mode = _autoreset_mode(env, name)
+        self._rows = ObservationRows(env.single_observation_space, name)
+        self._actions = ActionNumbers(env.single_action_space, name)
+        self.obs_size, self.n_actions = self._rows.size, self._actions.n
+        self.layout: tuple[Part, ...] = self._rows.parts
+        self.notices = [f"{name}: {part} is text and is left out" for part in self._rows.dropped]
+        self._fed_back: tuple[Part, ...] = ()
         self._steps = 0
-        self._singles = list(env.envs) if isinstance(env, SyncVectorEnv) else None
+        self._over = np.zeros(self.num_envs, dtype=bool)  # NEXT_STEP: the coming step only resets
+        self._masked: bool | None = None  # whether the world has masks of legal actions, as its first info tells
+        self._singles: list[gymnasium.Env[Any, Any]] | None = None
+        if isinstance(env, SyncVectorEnv):
+            env.envs = [Guard(single, i) for i, single in enumerate(env.envs)]
+            self._singles = list(env.envs)
         self.why_not_resumable = self._find_obstacle()
+
+    def feed_back(self, *, action: bool, reward: bool) -> None:
+        """Append the last action (one-hot) and the last reward (as the world gave it) to every observation.
+
+        Both are zero in an episode's first observation. To be called before ``reset``, once.
+        """
+        added = [Part(("last action",), "one-hot", Discrete(self.n_actions), self.obs_size, self.n_actions)] * action
+        self.obs_size += self.n_actions * action
+        added += [Part(("last reward",), "numbers", Box(-np.inf, np.inf, ()), self.obs_size, 1)] * reward
+        self.obs_size += reward
+        self._fed_back = tuple(added)
+        self.layout += self._fed_back
 
     @property
     def resumable(self) -> bool:
@@ -68,49 +108,58 @@ class VectorAdapter:
         return self.why_not_resumable is None
 
     def reset(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """One new episode per environment, i from ``seeds[i]`` -> obs [N, obs_size], legal [N, A] or None."""
+        """One new episode per environment, i from ``seeds[i]`` -> obs [N, obs_size], legal [N, A] or None.
+
+        Raises:
+            ValueError: as ``step``.
+        """
         if len(seeds) != self.num_envs:
             raise ValueError(f"seeds has length {len(seeds)}; expected num_envs = {self.num_envs}")
-        obs, info = self.env.reset(seed=[int(s) for s in seeds])  # type: ignore[arg-type]  # vector environments take lists
         self._steps = 0
-        return self._observe(obs), self._legal(info)
+        obs, info = self._ask(self.env.reset, seed=[int(s) for s in seeds])
+        self._over = np.zeros(self.num_envs, dtype=bool)
+        self._masked = None
+        return self._extended(self._observe(obs)), self._legal(info)
 
     def step(self, action: np.ndarray) -> WorldStep:
         """Take action [N] (int, 0..A-1).
 
         Raises:
-            ValueError: an observation or reward is not finite; world, environment and step are named.
+            ValueError: an environment raised an error, or what came back is not finite or has another shape or type
+                than the spaces say; world, environment and step are named.
         """
         action = np.asarray(action)
-        if self._action_start:
-            action = action + self._action_start
-        obs, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
-        reward = np.asarray(reward, dtype=np.float32)
+        obs, reward, terminated, truncated, info = self._ask(self.env.step, self._actions(action))
+        reward = self._column("reward", reward, np.float32)
+        terminated, truncated = self._column("terminated", terminated, bool), self._column("truncated", truncated, bool)
         if not np.isfinite(reward).all():
-            raise ValueError(self._not_finite("reward", reward))
-        survival = info.get("survival_time")
-        return WorldStep(
-            self._observe(obs),
-            reward,
-            np.asarray(terminated, dtype=bool),
-            np.asarray(truncated, dtype=bool),
-            self._legal(info),
-            None if survival is None else np.asarray(survival, dtype=np.float64),
-        )
+            raise self._not_finite("reward", reward)
+        rows, legal, survival = self._observe(obs), self._legal(info), _survival(info)
+        ended, final_obs, final_legal = terminated | truncated, None, None
+        if self._mode == AutoresetMode.NEXT_STEP:
+            first, self._over = self._over, ended
+        else:
+            first = ended
+            if ended.any():
+                if self._mode == AutoresetMode.SAME_STEP:
+                    final_obs, final_legal, survival = self._finals(info, ended, survival)
+                else:
+                    final_obs, final_legal = rows[ended], None if legal is None else legal[ended]
+                    rows, legal = self._begin(ended, rows, legal)
+                final_obs = self._extended(final_obs, action[ended], reward[ended])
+        rows = self._extended(rows, action, reward, first)
+        return WorldStep(rows, reward, terminated, truncated, legal, survival, first, final_obs, final_legal)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
         """Everything needed to go on exactly from here. Raises ValueError when the world cannot be saved."""
         self._require_resumable()
+        mine = {"steps": self._steps, "over": self._over.copy()}
         if self._singles is None:
-            return {"world": self.env.get_state(), "steps": self._steps}  # type: ignore[attr-defined]
-        return {
-            "envs": [_single_state(e) for e in self._singles],
-            "autoreset": np.array(self.env._autoreset_envs),  # type: ignore[attr-defined]
-            "steps": self._steps,
-        }
+            return {"world": self.env.get_state(), **mine}  # type: ignore[attr-defined]
+        return {"envs": [_single_state(e) for e in self._singles], **mine}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``get_state`` was called, in worlds made with the same arguments."""
@@ -123,8 +172,8 @@ class VectorAdapter:
             self.env.reset(seed=0)  # brings wrappers into the state 'has been reset'
             for env, saved in zip(self._singles, state["envs"], strict=True):
                 _restore_single(env, saved)
-            self.env._autoreset_envs = np.array(state["autoreset"], dtype=bool)  # type: ignore[attr-defined]
-        self._steps = int(state["steps"])
+            self.env._autoreset_envs = np.array(state["over"], dtype=bool)  # type: ignore[attr-defined]
+        self._steps, self._over = int(state["steps"]), np.array(state["over"], dtype=bool)
 
     def render(self) -> Any:
         """What the underlying VectorEnv renders. Raises ValueError when it cannot."""
@@ -139,22 +188,112 @@ class VectorAdapter:
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
-    def _observe(self, obs: np.ndarray) -> np.ndarray:
-        obs = np.asarray(obs)
-        if self._one_hot_start is not None:
-            return np.eye(self.obs_size, dtype=np.float32)[obs.astype(np.int64) - self._one_hot_start]
-        flat = obs.reshape(self.num_envs, self.obs_size).astype(np.float32, copy=False)
-        if not np.isfinite(flat).all():
-            raise ValueError(self._not_finite("observation", flat))
-        return flat
+    def _ask(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except WorldError as error:
+            raise self._error(str(error)) from error
+        except Exception as error:
+            faults = (guard.fault() for guard in self._singles or () if isinstance(guard, Guard))
+            raise self._error(next(filter(None, faults), f"{call.__name__} raised {raised(error)}")) from error
+
+    def _error(self, text: str) -> ValueError:
+        return ValueError(f"{self.name}: at step {self._steps}: {text}")
+
+    def _not_finite(self, what: str, values: np.ndarray) -> ValueError:
+        bad = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
+        return ValueError(
+            f"{self.name}: {what} of environment {bad} at step {self._steps} is not finite: {values[bad]!r}"
+        )
+
+    def _column(self, what: str, values: Any, dtype: Any) -> np.ndarray:
+        try:
+            column = np.asarray(values, dtype=dtype)
+        except (TypeError, ValueError):
+            raise self._error(f"{what} is {values!r}; expected {self.num_envs} numbers") from None
+        if column.shape != (self.num_envs,):
+            raise self._error(f"{what} has shape {list(column.shape)}; expected [{self.num_envs}]")
+        return column
+
+    def _observe(self, obs: Any) -> np.ndarray:
+        try:
+            rows = self._rows(obs, self.num_envs)
+        except ValueError as error:
+            raise self._error(str(error)) from None
+        if not np.isfinite(rows).all():
+            raise self._not_finite("observation", rows)
+        return rows
+
+    def _extended(
+        self,
+        rows: np.ndarray,
+        action: np.ndarray | None = None,
+        reward: np.ndarray | None = None,
+        first: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """``rows`` with what ``feed_back`` asks for, of the step that led to them; zeros where they are ``first``."""
+        if not self._fed_back:
+            return rows
+        added = np.zeros((len(rows), self.obs_size - self._rows.size), dtype=np.float32)
+        if action is not None and reward is not None:
+            for part in self._fed_back:
+                here = slice(part.start - self._rows.size, part.start - self._rows.size + part.size)
+                added[:, here] = np.eye(part.size)[action] if part.kind == "one-hot" else reward[:, None]
+        if first is not None:
+            added[first] = 0.0
+        return np.concatenate((rows, added), axis=1)
 
     def _legal(self, info: dict[str, Any]) -> np.ndarray | None:
-        legal = info.get("legal")
-        return None if legal is None else np.asarray(legal, dtype=bool)
+        mask = _mask_of(info)
+        if self._masked is None:
+            self._masked = mask is not None
+        if mask is None:  # where there are masks, a step without one: everything is legal
+            return np.ones((self.num_envs, self.n_actions), dtype=bool) if self._masked else None
+        if not self._masked:
+            raise self._error("info has a mask of legal actions, but reset gave none; expected one from the beginning")
+        legal = np.asarray(mask)
+        if legal.shape != (self.num_envs, self.n_actions) or legal.dtype.kind not in "biu":
+            raise self._error(
+                f"mask of legal actions has shape {list(legal.shape)} and dtype {legal.dtype}; expected "
+                f"[{self.num_envs}, {self.n_actions}] of bool"
+            )
+        return legal.astype(bool, copy=False)
 
-    def _not_finite(self, what: str, values: np.ndarray) -> str:
-        bad = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
-        return f"{self.name}: {what} of environment {bad} at step {self._steps} is not finite: {values[bad]!r}"
+    def _finals(
+        self, info: dict[str, Any], ended: np.ndarray, survival: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """SAME_STEP: final rows, their legal actions, and the survival with the ended episodes' own."""
+        which = np.flatnonzero(ended).tolist()
+        try:
+            finals = [_entry(info["final_obs"], i) for i in which]
+            space = self.env.single_observation_space
+            out: Any = create_empty_array(space, len(finals))
+            rows = self._rows(concatenate(space, finals, out), len(finals))
+        except Exception as error:
+            raise self._error(
+                f"info['final_obs'] does not hold the final observation of environments {which} "
+                f"({type(error).__name__}: {error}); with SAME_STEP autoreset a truncated episode's value comes from it"
+            ) from error
+        if not np.isfinite(rows).all():
+            bad = which[int((~np.isfinite(rows).all(axis=1)).argmax())]
+            raise self._error(f"final observation of environment {bad} is not finite")
+        last = info.get("final_info", {})
+        mask, own = _mask_of(last), _survival(last)
+        legal = np.ones((len(which), self.n_actions), dtype=bool) if self._masked else None
+        if mask is not None and legal is not None:
+            legal[:] = np.asarray(mask)[which]
+        if survival is not None and own is not None:
+            survival = np.where(ended, own, survival)
+        return rows, legal, own if survival is None else survival
+
+    def _begin(
+        self, ended: np.ndarray, rows: np.ndarray, legal: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """DISABLED: reset what ended -> rows and legal actions of all."""
+        obs, info = self._ask(self.env.reset, options={"reset_mask": ended.copy()})
+        rows = np.where(ended[:, None], self._observe(obs), rows)
+        fresh = self._legal(info)
+        return rows, None if legal is None or fresh is None else np.where(ended[:, None], fresh, legal)
 
     def _find_obstacle(self) -> str | None:
         if self._singles is None:
@@ -174,20 +313,29 @@ class VectorAdapter:
             raise ValueError(self.why_not_resumable)
 
 
-def _observation_size(space: Space[Any], name: str) -> tuple[int, int | None]:
-    """(flat size, first value of a Discrete space or None)."""
-    if isinstance(space, Discrete):
-        return int(space.n), int(space.start)
-    if isinstance(space, Box) and np.issubdtype(space.dtype, np.number) and 0 not in space.shape:
-        return int(np.prod(space.shape, dtype=np.int64)), None
-    raise ValueError(f"{name}: observation space {space} is not supported; expected Box (numbers) or Discrete")
+def _autoreset_mode(env: VectorEnv, name: str) -> AutoresetMode:
+    mode = env.metadata.get("autoreset_mode")
+    for known in AutoresetMode:
+        if mode in (known, known.value, known.name, known.name.lower()):
+            return known
+    expected = ", ".join(known.name for known in AutoresetMode)
+    raise ValueError(f"{name}: metadata['autoreset_mode'] is {mode!r}; expected an AutoresetMode: {expected}")
 
 
-def _action_count(space: Space[Any], name: str) -> tuple[int, int]:
-    if isinstance(space, Discrete):
-        return int(space.n), int(space.start)
-    kind = "continuous action space" if isinstance(space, Box) else "action space"
-    raise ValueError(f"{name}: {kind} {space} is not supported; expected Discrete")
+def _mask_of(info: dict[str, Any]) -> Any:
+    return info.get("legal", info.get("action_mask"))
+
+
+def _survival(info: dict[str, Any]) -> np.ndarray | None:
+    survival = info.get("survival_time")
+    return None if survival is None else np.asarray(survival, dtype=np.float64)
+
+
+def _entry(batch: Any, i: int) -> Any:
+    """Entry i of observations that are an array of N (objects or numbers) or a dict or tuple of such."""
+    if isinstance(batch, dict):
+        return {key: _entry(value, i) for key, value in batch.items()}
+    return tuple(_entry(value, i) for value in batch) if isinstance(batch, tuple) else batch[i]
 
 
 def _single_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
@@ -221,7 +369,8 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
 
     The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
-    the other. ``popgym-...`` ids import PyPI's popgym, which registers them; ``module:Id`` imports ``module`` first.
+    the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
+    registers them; ``module:Id`` imports ``module`` first, from the current folder too.
 
     Raises:
         ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
@@ -233,27 +382,43 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
             return VectorAdapter(TownVectorEnv(num_envs, **env_args), env_id)
         except TypeError as error:
             raise ValueError(f"{env_id}: {error}") from None
-    module, _, _ = env_id.rpartition(":")
-    if env_id.startswith("popgym-"):
-        module = "popgym"
-    wrappers: tuple[Any, ...] = ()
-    if env_id.startswith(("MiniGrid-", "BabyAI-")):
-        module, wrappers = "minigrid", (SymbolicObservation,)
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{env_id}: needs the package {module!r} ({error}); try: pip install {module}") from None
+    home, _, plain_id = env_id.rpartition(":")
+    home = home or next((package for prefix, package in _HOMES.items() if env_id.startswith(prefix)), "")
+    if home:
+        _import(home, env_id)
+    spec = gymnasium.registry.get(plain_id)
+    options: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
+    if spec is None or spec.entry_point is not None:
+        modes = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        options = {"vectorization_mode": "sync", "vector_kwargs": modes, "disable_env_checker": True}
+        options["wrappers"] = (SymbolicObservation,) if home == "minigrid" else ()
     try:
-        env = gymnasium.make_vec(
-            env_id,
-            num_envs=num_envs,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            disable_env_checker=True,
-            wrappers=wrappers,
-            **env_args,
-        )
-    except (gymnasium.error.Error, TypeError) as error:
-        raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {error}") from None
+        env = gymnasium.make_vec(plain_id, num_envs=num_envs, **options, **env_args)
+    except Exception as error:
+        reason = str(error) if isinstance(error, (gymnasium.error.Error, TypeError)) else raised(error)
+        hint = _nearest(plain_id) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}{hint}") from error
     return VectorAdapter(env, env_id)
+
+
+# Packages whose ids are known by how they begin.
+_HOMES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+
+
+def _import(module: str, env_id: str) -> None:
+    """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{env_id}: needs the package {error.name!r} ({error}); try: pip install {error.name}"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{env_id}: {module} cannot be imported: {raised(error)}") from error
+
+
+def _nearest(env_id: str) -> str:
+    near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3, cutoff=0.6)
+    return f" Near: {', '.join(near)}." if near else ""

@@ -3,26 +3,25 @@
 An image is a Box of three axes. Its channels are the shorter of the first and the last axis (the last when they are
 equal): [H, W, C] as in Gymnasium and MiniGrid, or [C, H, W] as stacked frames come. Integers with at most
 ``MOST_SYMBOLS`` values in each channel are symbols (MiniGrid: object, colour, state), which have no order: a plane for
-each value. Other numbers are brightness, scaled to 0..1 by the space's bounds where those are finite.
+each value. Other numbers are brightness, scaled to 0..1 by the space's bounds where those are finite: integers in the
+row already, others here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space, Tuple
-from gymnasium.spaces.utils import flatdim
+from gymnasium.spaces import Box, Space
+
+from .spaces import MOST_SYMBOLS, ObservationRows, Part
 
 SMALLEST_SIDE = 5
 """Pixels below which a Box of three axes is a list of numbers to ``network: auto``, not an image."""
 SMALL_SIDE = 20
 """Pixels below which an image gets the smaller convolutions."""
-MOST_SYMBOLS = 32
-"""Values that a channel may have to count as symbols."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ImageLayout:
     channels: int
     channels_first: bool
     symbols: tuple[int, ...] | None  # values 0..n-1 of each channel, None for brightness
-    low: float  # brightness x becomes (x - low) * scale
+    low: float  # brightness x of the row becomes (x - low) * scale
     scale: float
 
     @property
@@ -81,46 +80,37 @@ def find_image(space: Space[Any], name: str, *, least: int = 1) -> ImageLayout |
     """The one image in an observation space with both sides at least ``least``; None where there is none.
 
     Args:
-        space: as Gymnasium flattens it, entry after entry.
+        space: of one environment's observation, laid out as `ObservationRows` does.
         name: the world's, for errors.
 
     Raises:
         ValueError: there are several images; they are named.
     """
-    found = [i for i in (_layout(*entry) for entry in _boxes(space)) if i and min(i.height, i.width) >= least]
+    images = (_layout(part) for part in ObservationRows(space, name).parts if part.kind == "image")
+    found = [image for image in images if min(image.height, image.width) >= least]
     if len(found) > 1:
         names = ", ".join(i.name for i in found)
         raise ValueError(f"{name}: {len(found)} images ({names}); expected one for network=conv; network=mlp takes any")
     return found[0] if found else None
 
 
-def _boxes(space: Space[Any], path: str = "observation", start: int = 0) -> Iterator[tuple[Box, str, int]]:
-    if isinstance(space, Box):
-        yield space, path, start
-    elif isinstance(space, (Dict, Tuple)):
-        entries = space.items() if isinstance(space, Dict) else enumerate(space)
-        for key, part in entries:
-            yield from _boxes(part, f"{path}[{key!r}]", start)
-            start += flatdim(part)
-
-
-def _layout(box: Box, path: str, start: int) -> ImageLayout | None:
-    if len(box.shape) != 3 or 0 in box.shape or not np.issubdtype(box.dtype, np.number):
-        return None
+def _layout(part: Part) -> ImageLayout:
+    box = part.space
+    assert isinstance(box, Box)
     first = box.shape[0] < box.shape[2]
     height, width, channels = (*box.shape[1:], box.shape[0]) if first else box.shape
     low, high = float(box.low.min()), float(box.high.max())
     most = box.high.max(axis=(1, 2) if first else (0, 1))
     symbolic = np.issubdtype(box.dtype, np.integer) and low >= 0 and most.max() < MOST_SYMBOLS
-    bounded = box.is_bounded() and high > low
+    to_scale = box.is_bounded() and high > low and not part.scaled
     return ImageLayout(
-        name=path,
-        start=start,
+        name=part.name,
+        start=part.start,
         height=int(height),
         width=int(width),
         channels=int(channels),
         channels_first=first,
         symbols=tuple(int(m) + 1 for m in most) if symbolic else None,
-        low=low if bounded else 0.0,
-        scale=1.0 / (high - low) if bounded else 1.0,
+        low=low if to_scale else 0.0,
+        scale=1.0 / (high - low) if to_scale else 1.0,
     )
