@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import worlds as _worlds  # noqa: F401  registers the Clocks
-from gymnasium.spaces import Box, Discrete, MultiBinary
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Text
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
@@ -28,7 +28,9 @@ class Odd(gymnasium.Env):
 
 def vector(space, value, actions=None, mode=AutoresetMode.NEXT_STEP, n=2):
     actions = Discrete(3) if actions is None else actions
-    return SyncVectorEnv([lambda: Odd(space, value, actions)] * n, autoreset_mode=mode)
+    env = SyncVectorEnv([lambda: Odd(space, value, actions)] * n)
+    env.metadata["autoreset_mode"] = mode
+    return env
 
 
 def test_box_is_flattened_and_cast():
@@ -58,19 +60,42 @@ def test_actions_begin_at_the_space_start():
     [
         (
             lambda: vector(Box(0, 1, (2,)), np.zeros(2, np.float32), Box(-1, 1, (1,))),
-            r"continuous action space Box.*Discrete",
+            r"continuous action space Box.*; expected Discrete, MultiDiscrete or MultiBinary",
         ),
-        (lambda: vector(Discrete(2), np.int64(0), MultiBinary(2)), r"action space MultiBinary\(2\) is not supported"),
         (
-            lambda: vector(MultiBinary(2), np.zeros(2, np.int8)),
-            r"observation space MultiBinary\(2\).*Box \(numbers\) or Disc",
+            lambda: vector(Discrete(2), np.int64(0), Text(3)),
+            r"action space Text\(.*\) is not supported; expected Discrete",
         ),
-        (lambda: vector(Discrete(2), np.int64(0), mode=AutoresetMode.SAME_STEP), "autoreset mode .*expected NEXT_STEP"),
+        (
+            lambda: vector(Discrete(2), np.int64(0), mode=None),
+            r"autoreset_mode'\] is None; expected .*: NEXT_STEP, SAME",
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(env, message):
-    with pytest.raises(ValueError, match=f"^a-world: .*{message}" if "auto" not in message else message):
+    with pytest.raises(ValueError, match=f"^a-world: .*{message}"):
         VectorAdapter(env(), "a-world")
+
+
+def test_combined_actions_are_numbered_through():
+    taken = []
+
+    class Levers(Odd):
+        def step(self, action):
+            taken.append(np.asarray(action).tolist())
+            return self.value, 0.0, False, False, {}
+
+    for space, n, number, action in (
+        (MultiDiscrete([3, 2]), 6, 3, [1, 1]),
+        (MultiDiscrete([3, 2], start=[5, 7]), 6, 4, [7, 7]),
+        (MultiBinary(3), 8, 5, [1, 0, 1]),
+    ):
+        env = SyncVectorEnv([lambda space=space: Levers(Discrete(2), np.int64(0), space)])
+        adapter = VectorAdapter(env)
+        adapter.reset([1])
+        adapter.step(np.array([number]))
+        assert adapter.n_actions == n
+        assert taken.pop() == action
 
 
 def test_a_number_that_is_not_finite_names_world_environment_and_step():
@@ -88,6 +113,8 @@ def test_worlds_that_cannot_be_made_are_named():
         make_worlds("Nope-v0", 1)
     with pytest.raises(ValueError, match=r"Clock-v0: cannot be made with \{'speed': 3\}"):
         make_worlds("Clock-v0", 1, speed=3)
+    with pytest.raises(ValueError, match=r"SavableClok-v0: .*Near: SavableClock-v0"):
+        make_worlds("SavableClok-v0", 1)
     with pytest.raises(ValueError, match=r"needs the package 'no_such_package'.*pip install no_such_package"):
         make_worlds("no_such_package:X-v0", 1)
     with pytest.raises(ValueError, match=f"{TOWN_ID}: .*speed"):

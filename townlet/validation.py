@@ -199,6 +199,9 @@ def validate(c: Config) -> None:
     require(c.network != "spatial" or c.is_town, "network", f"auto, mlp or conv for worlds other than {TOWN_ID}")
     if c.conv is not None:
         parse_convolutions(c.conv)
+    for name in ("last_action", "last_reward"):
+        fits = c.network != "spatial" or not getattr(c, name)
+        require(fits, name, "false with network=spatial, which reads the Town's own observation; mlp takes it")
     require(c.loss in ("huber", "mse"), "loss", "huber or mse")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
     require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
