@@ -131,7 +131,7 @@ def test_without_layers_behind_them_the_lstm_sees_maps_and_the_other_numbers():
     space = Dict(a=Discrete(3), image=SYMBOLS)
     network = network_for(space, 63, encoder=())
     assert network.feature_size == 4 * 1 * 2 + 3
-    obs = torch.from_numpy(rows(space, [space.sample()]))
+    obs = torch.from_numpy(rows(space, [space.sample()])[0])
     assert torch.equal(network.encode(network.init([1]), obs.view(1, 1, -1))[0, 0, -3:], obs[:3])
 
 
