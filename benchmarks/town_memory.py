@@ -1,46 +1,68 @@
-"""Does memory pay in the Town? Compares the default agent with its memoryless control over several seeds.
+"""Does memory pay in the Town? Compares an agent with its memoryless control over several seeds.
 
     python benchmarks/town_memory.py --out runs/town_memory
+    python benchmarks/town_memory.py --out runs/hour_hamlet --seeds 5 --config benchmarks/town_hour_hamlet.yaml \
+        --results benchmarks/results/town_hour_hamlet.json
 
-Each run is `townlet train --seed S --threads 1 [--no-memory]` with nothing else changed, `--jobs` of them side by side.
-(The number of threads changes the rounding of the encoder's products, and so the course of a run.) Runs that are
-complete are kept, interrupted ones resumed, so the command can be stopped and called again. Then every agent and
-yardstick plays the same unseen layouts, from full meters; the table's intervals are 95%, Student's t, over seeds for
-trained agents and over episodes for the others. Writes table.md, table.json and survival.png into the folder.
+Each run is `townlet train --seed S --threads 1 [--no-memory]` with nothing else changed but what `--config` or further
+flags say, `--jobs` of them side by side. (The number of threads changes the rounding of the encoder's products, and so
+the course of a run.) Runs that are complete are kept, interrupted ones resumed, so the command can be stopped and
+called again; `--measure` trains nothing and takes the runs that are complete. Then every agent and yardstick plays the
+same unseen layouts, from full meters; the table's intervals are 95%, Student's t, over seeds for trained agents and
+over episodes for the others. Writes table.md, table.json and survival.png into the folder; the JSON goes to
+`--results` instead where that is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from townlet import plots
+from townlet.config import Config
+from townlet.records import write_json
 from townlet.report import Agent, Report, Row, compare
+
+KINDS: dict[str, list[str]] = {"lstm": [], "memoryless": ["--no-memory"]}
 
 
 def train(folder: Path, flags: list[str]) -> None:
     """One run, from the start or from where it stopped; its output goes to a log beside the folder."""
-    if (folder / "summary.json").exists() and json.loads((folder / "summary.json").read_text())["finished"]:
+    if complete(folder):
         return
     begun = any((folder / "checkpoints").glob("*")) if folder.exists() else False
     command = ["--resume", str(folder)] if begun else ["--run-dir", str(folder), *flags]
     with open(folder.with_suffix(".log"), "a") as log:
-        code = subprocess.run([sys.executable, "-m", "townlet", "train", *command], stdout=log, stderr=log).returncode
-    if code:
+        process = subprocess.Popen([sys.executable, "-m", "townlet", "train", *command], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    with open(folder.with_suffix(".cpu"), "a") as spent:  # a line per process that worked on the run
+        spent.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
+    if status:
+        code = os.waitstatus_to_exitcode(status)
         raise SystemExit(f"{folder.name} ended with exit code {code}; see {folder.with_suffix('.log')}")
 
 
-def pooled(agents: list[Agent], episodes: int, memory: bool | None) -> np.ndarray:
+def complete(folder: Path) -> bool:
+    return (folder / "summary.json").exists() and summary(folder)["finished"]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def pooled(agents: dict[int, Agent], episodes: int, memory: bool | None) -> np.ndarray:
     """Scores [seeds, episodes] of several runs in the same episodes."""
-    return np.concatenate([a.evaluate(episodes, 0, memory=memory).score for a in agents])
+    return np.concatenate([a.evaluate(episodes, 0, memory=memory).score for a in agents.values()])
 
 
 def main() -> None:
@@ -49,54 +71,80 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
     parser.add_argument("--episodes", type=int, default=256, help="unseen layouts (default: 256)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
+    parser.add_argument("--results", type=Path, help="the figures as JSON (default: table.json in --out)")
+    parser.add_argument("--measure", action="store_true", help="train nothing, measure the complete runs")
     options, extra = parser.parse_known_args()  # further flags go to `townlet train`
     options.out.mkdir(parents=True, exist_ok=True)
 
-    kinds = {"lstm": [], "memoryless": ["--no-memory"]}
-    runs = [
-        (options.out / f"{kind}-seed{seed}", ["--seed", str(seed), "--threads", "1", *flags, *extra])
-        for seed in range(options.seeds)
-        for kind, flags in kinds.items()
-    ]
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda run: train(*run), runs))
+    runs = {(kind, seed): options.out / f"{kind}-seed{seed}" for seed in range(options.seeds) for kind in KINDS}
+    if not options.measure:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            flags = [["--seed", str(seed), "--threads", "1", *KINDS[kind], *extra] for kind, seed in runs]
+            list(pool.map(train, runs.values(), flags))
+    runs = {run: folder for run, folder in runs.items() if complete(folder)}
 
-    agents = {k: [Agent.load(options.out / f"{k}-seed{s}") for s in range(options.seeds)] for k in kinds}
-    one = compare(agents["lstm"][0], options.episodes, 0)
+    agents = {k: {seed: Agent.load(folder) for (kind, seed), folder in runs.items() if kind == k} for k in KINDS}
+    if not agents["lstm"]:
+        raise SystemExit(f"{options.out} holds no complete run with memory")
+    one = compare(next(iter(agents["lstm"].values())), options.episodes, 0)
     hand_made = {r.name: r for r in one.rows if not r.name.startswith("trained")}
-    several = options.seeds > 1
+    trained = [
+        ("trained without memory", "memoryless", None),
+        ("trained, state zeroed each step", "lstm", False),
+        ("trained", "lstm", None),
+    ]
     rows = [
         hand_made["random"],
         hand_made["bed-sitter"],
-        Row("trained without memory", pooled(agents["memoryless"], options.episodes, None), several),
-        Row("trained, state zeroed each step", pooled(agents["lstm"], options.episodes, False), several),
-        Row("trained", pooled(agents["lstm"], options.episodes, None), several),
+        *(Row(name, pooled(agents[kind], options.episodes, memory), len(agents[kind]) > 1)
+          for name, kind, memory in trained if agents[kind]),
         hand_made["scripted (sees everything)"],
-    ]
+    ]  # fmt: skip
     report = replace(one, rows=rows)
-    text = markdown(report, agents, options.out)
+    results = figures(report, agents, runs)
+    write_json(options.results or options.out / "table.json", results)
+    text = markdown(report, results)
     (options.out / "table.md").write_text(text)
-    (options.out / "table.json").write_text(json.dumps(report.to_dict(), indent=1))
     plots.survival(report, options.out / "survival.png")
     print(text)
-    print(f"{time.perf_counter() - begun:.0f} s")
 
 
-def markdown(report: Report, agents: dict[str, list[Agent]], out: Path) -> str:
+def figures(report: Report, agents: dict[str, dict[int, Agent]], runs: dict[tuple[str, int], Path]) -> dict[str, Any]:
+    """Everything measured: settings, policies with their seeds' means, what each run cost."""
+    some = next(iter(agents["lstm"].values()))
+    plain = Config().to_dict()
+    each = {"seed", "run_dir", "threads"}
+    results: dict[str, Any] = {
+        "settings": {k: v for k, v in some.config.to_dict().items() if v != plain[k] and k not in each},
+        "env_steps": some.env_steps,
+        "policies": report.to_dict(),
+        "runs": {},
+    }
+    for row in report.rows:
+        cell = results["policies"][row.name]
+        cell["at_cap"] = float(np.mean(row.scores >= (report.cap or np.inf)))
+        if row.name.startswith("trained"):
+            seeds = agents["memoryless" if "without" in row.name else "lstm"]
+            cell["seeds"] = {str(s): float(mean) for s, mean in zip(seeds, row.scores.mean(axis=1), strict=True)}
+    for folder in runs.values():
+        cpu = sum(map(float, folder.with_suffix(".cpu").read_text().split()))
+        results["runs"][folder.name] = {"seconds": summary(folder)["seconds"], "cpu_seconds": cpu}
+    return results
+
+
+def markdown(report: Report, results: dict[str, Any]) -> str:
     """The table for the README, each trained row with its seeds' means."""
     lines = ["| policy | mean survival | 95% interval | per seed | at the cap |", "|---|---|---|---|---|"]
     for row in report.rows:
-        mean, half = row.interval
-        means = row.scores.mean(axis=1)
-        seeds = ", ".join(f"{m:.0f}" for m in means) if len(means) > 1 else ""
-        capped = 100 * float(np.mean(row.scores >= (report.cap or np.inf)))
-        lines.append(f"| {row.name} | {mean:.1f} | {mean - half:.1f} to {mean + half:.1f} | {seeds} | {capped:.0f}% |")
-    seconds = {k: [json.loads((out / f"{k}-seed{s}/summary.json").read_text())["seconds"] for s in range(len(a))]
-               for k, a in agents.items()}  # fmt: skip
-    took = "; ".join(f"{k}: {', '.join(f'{s / 60:.1f}' for s in v)}" for k, v in seconds.items())
-    steps = agents["lstm"][0].env_steps
-    return "\n".join(lines) + f"\n\n{steps:,} environment steps per run; minutes of training ({took}).\n"
+        (mean, half), cell = row.interval, results["policies"][row.name]
+        seeds = ", ".join(f"{m:.0f}" for m in cell.get("seeds", {}).values())
+        interval = "-" if np.isnan(half) else f"{mean - half:.1f} to {mean + half:.1f}"
+        lines.append(f"| {row.name} | {mean:.1f} | {interval} | {seeds} | {100 * cell['at_cap']:.0f}% |")
+    took = "; ".join(f"{name}: {r['seconds'] / 60:.1f}, {r['cpu_seconds']:.0f}" for name, r in results["runs"].items())
+    return (
+        "\n".join(lines) + f"\n\n{results['env_steps']:,} environment steps per run; "
+        f"minutes of training, CPU seconds of the whole command ({took}).\n"
+    )
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def test_draws_depend_on_seed_and_event_alone():
 
 def grown():
     """A trainer of 4 members a moment before an event in which member 2 copies member 1."""
-    run = Trainer(clock(members=4, lr="log:1e-4:1e-2", gamma="lin:0.5:0.9", pbt_every=160, pbt_explore=["lr", "gamma"]))
+    explored = {"lr": "log:1e-4:1e-2", "gamma": "lin:0.5:0.9", "pbt_explore": ["lr", "gamma"]}
+    run = Trainer(clock(members=4, ema_decay=0.5, pbt_every=160, **explored))
     while run.env_steps < 160:
         run.act_step()
         run.learn()
@@ -131,7 +132,8 @@ def members_of(run):
     """name -> [P, ...] of all that training reads."""
     p = run.population
     packed = (*p.packed_target.params, p.packed_target.panels)
-    out = {"online": p.online_flat, "target": p.target_flat, "adam_m": p.adam_m, "adam_v": p.adam_v}
+    out = {"online": p.online_flat, "average": p.average_flat, "target": p.target_flat}
+    out |= {"adam_m": p.adam_m, "adam_v": p.adam_v}
     out |= {f"packed {i}": v for i, v in enumerate(packed) if v is not None}
     return {name: v.detach().clone() for name, v in out.items()}
 
@@ -179,7 +181,8 @@ def _copy_but(**missing):
 
     def broken(self, members, parents):
         kept = {
-            name: getattr(self, name).detach().clone() for name in ("online_flat", "target_flat", "adam_m", "adam_v")
+            name: getattr(self, name).detach().clone()
+            for name in ("online_flat", "average_flat", "target_flat", "adam_m", "adam_v")
         }
         h, c = self.state
         whole(self, members, parents)
@@ -206,6 +209,7 @@ WHOLE = VectorizedPopulation.copy_members
 
 BROKEN = {
     "online weights": (VectorizedPopulation, "copy_members", _copy_but(online_flat=1)),
+    "average": (VectorizedPopulation, "copy_members", _copy_but(average_flat=1)),
     "target": (VectorizedPopulation, "copy_members", _copy_but(target_flat=1)),
     "packed target": (VectorizedPopulation, "copy_members", _copy_unpacked),
     "first moments": (VectorizedPopulation, "copy_members", _copy_but(adam_m=1)),

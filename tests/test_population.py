@@ -283,6 +283,33 @@ def test_members_together_follow_members_apart() -> None:
     assert not torch.allclose(together.online_flat[0], together.online_flat[1], atol=1e-2), "control"
 
 
+def test_the_average_trails_the_weights_by_its_decay() -> None:
+    pop = population(ema_decay=0.75)
+    want = pop.online_flat.double()
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        pop.backward(loss(pop, torch.randn(3, 2, 3, OBS, generator=generator)))
+        pop.adam_step()
+        want = 0.75 * want + 0.25 * pop.online_flat.double()
+    for name, view in pop._views(want).items():
+        assert torch.allclose(pop.averaged[name].double(), view, atol=1e-7)
+    assert pop.average_flat is not None
+    assert not torch.allclose(pop.average_flat, pop.online_flat, atol=1e-4), "control"
+    without = population()
+    assert without.averaged is without.online
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_step_that_is_not_made_leaves_the_average_alone(bad: bool) -> None:
+    pop = population(ema_decay=0.5, deferred=True)
+    assert pop.average_flat is not None
+    pop.average_flat.zero_()  # far from the weights
+    pop.backward(loss(pop, torch.randn(3, 2, 3, OBS)))
+    good = pop.finite("thing", torch.tensor([[1.0], [float("nan") if bad else 1.0], [1.0]]))
+    pop.adam_step(good)
+    assert (pop.average_flat == 0).all() == bad
+
+
 def test_one_members_trouble_stays_its_own_until_it_is_reported() -> None:
     pop = population()
     pop.backward(loss(pop, torch.randn(3, 2, 3, OBS)))
@@ -383,14 +410,15 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
 
 
-def test_a_restored_population_goes_on_bit_for_bit() -> None:
-    pop = population()
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_restored_population_goes_on_bit_for_bit(ema_decay: float) -> None:
+    pop = population(ema_decay=ema_decay)
     advance(pop, 3, seed=1)
     saved = pop.state_dict()
     kept = copy.deepcopy(saved)
     advance(pop, 3, seed=2)
     assert same(saved, kept), "the saved state moved with the population"
-    other = VectorizedPopulation(network(), (7, 8, 9), num_envs=E)
+    other = VectorizedPopulation(network(), (7, 8, 9), num_envs=E, ema_decay=ema_decay)
     other.load_state_dict(saved)
     assert torch.equal(packed_weights(other), packed_weights(other))
     advance(other, 3, seed=2)
@@ -444,6 +472,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": [1e-3, 1e-3, float("inf")]}, "lr is"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"seeds": ()}, "seeds is empty"),
     ],
 )

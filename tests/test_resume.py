@@ -17,7 +17,7 @@ from townlet.signals import stop_signals
 from townlet.trainer import Trainer, read_run
 
 CASES = {
-    "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, **c),
+    "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, ema_decay=0.9, **c),
     "town, hard sync": lambda **c: tiny(eval_every=40, **c),
     "clock": lambda **c: clock(prioritised=True, **c),
     "no memory": lambda **c: clock(memory=False, **c),

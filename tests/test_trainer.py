@@ -20,6 +20,7 @@ from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
 from townlet.params import ActorParams
 from townlet.records import COLUMNS, process_mark, read_metrics
+from townlet.report import Agent
 from townlet.trainer import Trainer, read_agent
 
 
@@ -190,6 +191,27 @@ def test_members_together_follow_members_apart(prioritised):
         assert wrong.abs().max() > 1e-2  # the control: another member is far away
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_average_of_the_weights_is_what_plays(tmp_path, monkeypatch, ema_decay):
+    played = []
+    honest = trainer_module.evaluate
+
+    def spy(network, params, *rest, **options):
+        played.append({name: value.detach().clone() for name, value in params.items()})
+        return honest(network, params, *rest, **options)
+
+    monkeypatch.setattr(trainer_module, "evaluate", spy)
+    run = Trainer(tiny(ema_decay=ema_decay, eval_every=160, run_dir=str(tmp_path / "run")))
+    run.train()
+    files = (Agent.load(tmp_path / "run"), Agent.load(tmp_path / "run" / "agent.ckpt"))
+    evaluated = [played[-1], Agent.of(run).params, *(agent.params for agent in files)]
+    average, newest = run.population.averaged, run.population.online
+    for params in evaluated:
+        assert all(torch.equal(params[name], average[name]) for name in average)
+    apart = any(not torch.allclose(average[name], newest[name], atol=1e-4) for name in newest)
+    assert apart == (ema_decay > 0)
+
+
 def test_evaluation_leaves_the_training_run_alone(monkeypatch):
     plain, watched = Trainer(tiny()), Trainer(tiny(eval_every=40))
     plain.train()
@@ -306,7 +328,7 @@ def test_a_run_gives_signs_of_life(tmp_path):
     assert (end["state"], end["step"], end["updates"]) == ("trained", 400, run.updates)
     agent = read_agent(run.folder / "agent.ckpt")
     assert agent["config"] == run.config.to_dict()
-    assert same(agent["population"]["online"], run.state_dict()["population"]["online"])
+    assert same(agent["weights"], run.state_dict()["population"]["online"])
 
 
 def test_a_process_is_told_from_another_with_its_number():

@@ -154,6 +154,11 @@ class Config:
     clip_norm: float | tuple[float, ...] = _setting(10.0, "largest gradient norm of a member; one value, or per member")
     sync_every: int = _setting(30, "updates between hard copies to the target network; unused when tau is given")
     tau: float | None = _setting(None, "step of the soft target update made after each update; none for hard copies")
+    ema_decay: float = _setting(
+        0.0,
+        "share of its old value that the running average of the weights keeps at each update; the average is what "
+        "evaluation plays with; 0 for the newest weights",
+    )
 
     epsilon_start: float = _setting(1.0, "share of random actions at step 0")
     epsilon_end: float | tuple[float, ...] = _setting(

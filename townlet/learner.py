@@ -122,7 +122,9 @@ class Learner:
         self._numbers = numbers
         self._draws.copy_(draws)
         metrics = replayed.run(syncs, lambda: self._step(self._draws, syncs))
-        flat = (population.online_flat, population.target_flat, population.adam_m, population.adam_v)
+        flat = [population.online_flat, population.target_flat, population.adam_m, population.adam_v]
+        if population.average_flat is not None:
+            flat.append(population.average_flat)
         torch.autograd.graph.increment_version(flat)  # a replay writes below what counts versions
         return metrics
 

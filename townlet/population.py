@@ -50,6 +50,8 @@ class VectorizedPopulation:
         adam_betas, adam_eps: Adam's decay rates and denominator offset (Kingma & Ba 2015).
         clip_norm: largest global gradient norm per member, a number or one per member; None: no clipping.
         compute_dtype: that of the learner's TDSpec, for which the target is packed.
+        ema_decay: share of its old value that the running average of the weights keeps at each step, in [0, 1); 0: no
+            average.
         memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
         device: where weights, optimiser and acting state live.
         deferred: values that are not finite are noted on the device and reported by `check`, so that an update waits
@@ -57,7 +59,10 @@ class VectorizedPopulation:
 
     Attributes:
         online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
-        online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32.
+        averaged: name -> the weights to evaluate [P, ...]: their exponential running average (Polyak & Juditsky 1992,
+            in the form of Kingma & Ba 2015, section 7.2, from the initial weights on), which fluctuates less than the
+            newest; `online` itself where ema_decay is 0.
+        online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32; average_flat too, or None.
         recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head; None
             without memory, where the operator sees other weights than the parameters.
         packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
@@ -77,6 +82,7 @@ class VectorizedPopulation:
         adam_betas: tuple[float, float] = (0.9, 0.999),
         adam_eps: float = 1e-5,
         clip_norm: float | Sequence[float] | Tensor | None = 10.0,
+        ema_decay: float = 0.0,
         memory: bool = True,
         compute_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -96,13 +102,15 @@ class VectorizedPopulation:
         self.gamma = per_member("gamma", gamma, self.members)
         self.lr = per_member("lr", lr, self.members)
         self.clip_norm = None if clip_norm is None else per_member("clip_norm", clip_norm, self.members)
-        self.adam_betas, self.adam_eps = adam_betas, adam_eps
+        self.adam_betas, self.adam_eps, self.ema_decay = adam_betas, adam_eps, ema_decay
         if not bool(((self.gamma >= 0) & (self.gamma <= 1)).all()):
             raise ValueError(f"gamma is {gamma}; expected values in [0, 1]")
         if not bool(((self.lr > 0) & self.lr.isfinite()).all()):
             raise ValueError(f"lr is {lr}; expected positive values")
         if self.clip_norm is not None and not bool((self.clip_norm > 0).all()):
             raise ValueError(f"clip_norm is {clip_norm}; expected positive values or None")
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {ema_decay}; expected a value in [0, 1)")
         self.gamma, self.lr = self.gamma.to(self.device), self.lr.to(self.device)
         if self.clip_norm is not None:
             self.clip_norm = self.clip_norm.to(self.device)
@@ -129,6 +137,8 @@ class VectorizedPopulation:
             leaf.grad = gradients[name]
             self.online[name] = leaf
         self.target_network = self._views(self.target_flat)
+        self.average_flat = self.online_flat.detach().clone() if ema_decay else None
+        self.averaged = self.online if self.average_flat is None else self._views(self.average_flat)
         self.sync_target()
 
         self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
@@ -255,6 +265,8 @@ class VectorizedPopulation:
     def adam_step(self, good: Tensor | None = None) -> Tensor:
         """Clips each member's gradient by its global norm, then one Adam step (Kingma & Ba 2015) for all members.
 
+        The running average of the weights takes the step too.
+
         good: what `finite` returned so far; where it is False nothing is changed.
 
         Returns: the gradient norms before clipping, [P].
@@ -269,6 +281,8 @@ class VectorizedPopulation:
             norm = reference.adam_step(*state, *settings, good)
         good = self.finite("gradient", norm, good)
         self.adam_steps += 1 if good is None else good
+        if self.average_flat is not None:
+            self.average_flat.lerp_(self.online_flat, (1.0 - self.ema_decay) * (1.0 if good is None else good))
         return norm
 
     def finite(self, what: str, value: Tensor, so_far: Tensor | None = None) -> Tensor | None:
@@ -311,14 +325,14 @@ class VectorizedPopulation:
 
     @torch.no_grad()
     def copy_members(self, members: Sequence[int], parents: Sequence[int]) -> None:
-        """Each of `members` becomes the parent beside it: weights, target, Adam's moments. Its acting state is zeroed.
+        """Each of `members` becomes the parent beside it: weights, average, target, moments. Its state is zeroed.
 
         Errors: ValueError where a parent is itself overwritten.
         """
         if set(members) & set(parents) or len(members) != len(parents):
             raise ValueError(f"parents are {list(parents)}; expected one for each of {list(members)}, none among them")
         to, of = (torch.tensor(p, dtype=torch.int64, device=self.device) for p in (members, parents))
-        for flat in (self.online_flat, self.target_flat, self.adam_m, self.adam_v):
+        for flat in self._buffers().values():
             flat[to] = flat[of]
         keep = torch.ones(self.members, 1, 1, device=self.device).index_fill_(0, to, 0.0)
         self._h, self._c = self._h * keep, self._c * keep
@@ -337,12 +351,15 @@ class VectorizedPopulation:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    def _buffers(self) -> dict[str, Tensor]:
+        """The flat buffers that a checkpoint holds, by their keys in it."""
+        flat = {"online": self.online_flat, "target": self.target_flat, "adam_m": self.adam_m, "adam_v": self.adam_v}
+        return flat if self.average_flat is None else {**flat, "average": self.average_flat}
+
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything that a run needs to go on bit for bit: weights, target, Adam, acting state, counters."""
-        buffers = ("online", "target", "adam_m", "adam_v")
-        flat = (self.online_flat, self.target_flat, self.adam_m, self.adam_v)
         out: dict[str, Any] = {
-            key: {name: v.clone() for name, v in self._views(f).items()} for key, f in zip(buffers, flat, strict=True)
+            key: {name: v.clone() for name, v in self._views(flat).items()} for key, flat in self._buffers().items()
         }
         out |= {"h": self._h.clone(), "c": self._c.clone(), "lr": self.lr.clone(), "gamma": self.gamma.clone()}
         out |= {"adam_steps": int(self.adam_steps), "act_count": self.act_count, "seeds": list(self.seeds)}
@@ -359,7 +376,7 @@ class VectorizedPopulation:
             raise ValueError(
                 f"population state: missing {sorted(expected - set(state))}, unknown {sorted(set(state) - expected)}"
             )
-        flat = {"online": self.online_flat, "target": self.target_flat, "adam_m": self.adam_m, "adam_v": self.adam_v}
+        flat = self._buffers()
         for key in flat:
             got = {name: list(v.shape) for name, v in state[key].items()}
             want = {name: list(shape) for name, (_, shape) in self._slots.items()}

@@ -45,12 +45,12 @@ class Agent:
         adapter = open_worlds(config, 1, config.evaluation_args)
         network = build_network(config, adapter)
         adapter.close()
-        return cls(config, network, tree["population"]["online"], tree["env_steps"])
+        return cls(config, network, tree["weights"], tree["env_steps"])
 
     @classmethod
     def of(cls, trainer: Trainer) -> Agent:
         """The agent as it stands in ``trainer``."""
-        return cls(trainer.config, trainer.network, trainer.population.online, trainer.env_steps)
+        return cls(trainer.config, trainer.network, trainer.population.averaged, trainer.env_steps)
 
     def member(self, number: int) -> dict[str, Tensor]:
         """The parameters of one member, [1, ...]. Raises ValueError for one that there is not."""

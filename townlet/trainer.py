@@ -105,6 +105,7 @@ class Trainer:
             lr=config.per_member("lr"),
             adam_eps=config.adam_eps,
             clip_norm=config.per_member("clip_norm"),
+            ema_decay=config.ema_decay,
             memory=config.memory,
             device=device,
         )
@@ -276,7 +277,7 @@ class Trainer:
         c = self.config
         result = evaluate(
             self.network,
-            self.population.online,
+            self.population.averaged,
             self.evaluation_worlds,
             c.eval_episodes,
             c.seed,
@@ -331,13 +332,13 @@ class Trainer:
         return path
 
     def save_agent(self) -> None:
-        """Write agent.ckpt into the run folder: settings and online weights alone, a hundredth of a checkpoint.
+        """Write agent.ckpt into the run folder: settings and the weights that play, a hundredth of a checkpoint.
 
         Whoever looks at a run while it trains reads this one. Raises CheckpointError; the earlier one stays.
         """
         assert self.folder is not None
-        online = {name: value.detach() for name, value in self.population.online.items()}
-        tree = {"config": self.config.to_dict(), "env_steps": self.env_steps, "population": {"online": online}}
+        weights = {name: value.detach() for name, value in self.population.averaged.items()}
+        tree = {"config": self.config.to_dict(), "env_steps": self.env_steps, "weights": weights}
         checkpoint.write_file(self.folder / "agent.ckpt", {"kind": "townlet-agent", **tree})
 
     @classmethod
@@ -462,11 +463,15 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def read_agent(path: str | Path) -> dict[str, Any]:
-    """config, env_steps and population.online from a checkpoint or an agent.ckpt. Raises CheckpointError."""
+    """config, env_steps and weights (those that play) from a checkpoint or an agent.ckpt. Raises CheckpointError."""
     tree = checkpoint.read_file(path)
-    if tree.get("kind") not in ("townlet-run", "townlet-agent"):
+    if tree.get("kind") == "townlet-agent":
+        return tree
+    if tree.get("kind") != "townlet-run":
         raise checkpoint.CheckpointError(f"{path}: holds no agent")
-    return tree
+    population = tree["population"]
+    weights = population.get("average", population["online"])
+    return {"config": tree["config"], "env_steps": tree["env_steps"], "weights": weights}
 
 
 def _crossed(now: int, step: int, every: int) -> bool:

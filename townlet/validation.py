@@ -205,6 +205,7 @@ def validate(c: Config) -> None:
     require(c.loss in ("huber", "mse"), "loss", "huber or mse")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
     require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
+    require(0 <= c.ema_decay < 1, "ema_decay", "at least 0 and below 1")
     require(c.tau is None or 0 < c.tau <= 1, "tau", "above 0 and at most 1, or none")
     require(c.burn_in < c.seq_len, "burn_in", f"below seq_len={c.seq_len}")
     require(c.stride is None or 1 <= c.stride <= c.seq_len, "stride", f"1 to seq_len={c.seq_len}, or none")
