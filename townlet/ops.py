@@ -1,6 +1,7 @@
-"""The operators, as people call them: checks, choice of backend, autograd and fake kernels around `torch.ops.townlet`.
+"""The operators, as people call them: checks and choice of backend around `torch.ops.townlet`.
 
-Schemas and CPU implementations are in `csrc/ops.cpp`; the readable twin of each operator is in `townlet.reference`.
+Schemas and CPU implementations are in `csrc/ops.cpp`, backward formulas in `townlet.autograd`; the readable twin of
+each operator is in `townlet.reference`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _native as _native  # loads the libraries that register torch.ops.townlet
+from . import fake_kernels as fake_kernels  # registers them
 from . import reference
+from .autograd import TDUnroll
 from .params import (
     ActorParams,
     ActorSizes,
@@ -155,7 +158,7 @@ def td_unroll(
     feature_grads = grad and batch.features_online.requires_grad
     # the registered autograd formula costs ten times as much per call, but compilers and torch.func can see through it
     eager = (param_grads or feature_grads) and not (torch.compiler.is_compiling() or _transforming())
-    run = _TDUnroll.apply if eager else torch.ops.townlet.td_unroll
+    run = TDUnroll.apply if eager else torch.ops.townlet.td_unroll
     home = None
     if grads is not None:
         check_grads(grads, online)
@@ -358,193 +361,3 @@ def adam_step(
     norm = torch.ops.townlet.adam_step(weights, m, v, grad, lr, clip_norm, *betas, eps, step)
     torch.autograd.graph.increment_version((weights, m, v))  # the operator writes below what counts versions
     return norm
-
-
-# ---- fake kernels: shapes only ----
-
-
-def _up(n: int) -> int:
-    return (n + LANES - 1) // LANES * LANES
-
-
-@torch.library.register_fake("townlet::pack")
-def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
-    if w_ih.device.type == "cuda":  # the weights themselves, one part behind the other
-        parts = (w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val)
-        return w_ih.new_empty(w_ih.shape[0], sum(w[0].numel() for w in parts if w is not None))
-    P, _, D = w_ih.shape
-    H, F, outputs = w_hh.shape[2], w_adv.shape[2], w_adv.shape[1] + (w_val is not None)
-    pack = torch.ops.townlet.bf16_pack() if bf16 else 1
-
-    def words(n):
-        return (n + pack - 1) // pack
-
-    fc = 0 if w_fc is None else (words(H) + 1) * _up(F)
-    return w_ih.new_empty(P, 4 * _up(H) * (words(D) + words(H) + 1) + fc + (words(F) + 1) * _up(outputs))
-
-
-_WEIGHTS = 9  # w_ih .. b_val lead td_unroll's arguments
-_FEATURES = 10  # then the target's panels, then features_online
-
-
-@torch.library.register_fake("townlet::td_unroll")
-def _td_unroll_fake(*args):
-    weights, x, h0, action = args[:_WEIGHTS], args[_FEATURES], args[12], args[14]
-    param_grads, feature_grads = args[-2:]
-    P, B, S = action.shape
-    values = [x.new_empty(shape) for shape in ((P,), (P, B, S), (P, B), (P, B, S), h0.shape, h0.shape)]
-    d_x = x.new_empty(x.shape if feature_grads else (0,))
-    grads = [x.new_empty(w.shape if param_grads and w is not None else (0,)) for w in weights]
-    return (*values, d_x, *grads)
-
-
-@torch.library.register_fake("townlet::td_unroll_into")
-def _td_unroll_into_fake(*args):
-    *others, feature_grads, _ = args
-    return _td_unroll_fake(*others, False, feature_grads)[:7]
-
-
-@torch.library.register_fake("townlet::lstm_unroll")
-def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
-    P, B, T, D = x.shape
-    H = w_hh.shape[2]
-    row = (_up(D + _up(H)) // LANES // 2 * 2 + 1) * LANES  # an odd number of vectors
-    saved = P * B * (T * (row + 5 * _up(H)) + (T + 1) * _up(H))
-    if x.device.type == "cuda":
-        saved = P * B * (6 * T + 1) * H
-    return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved if save else 0)
-
-
-@torch.library.register_fake("townlet::lstm_unroll_backward")
-def _lstm_unroll_backward_fake(dy, dh, dc, saved, x, w_ih, w_hh, reset):
-    P, H4 = w_ih.shape[:2]
-    return (*(v.new_empty(v.shape) for v in (x, dh, dc, w_ih, w_hh)), x.new_empty(P, H4))
-
-
-@torch.library.register_fake("townlet::lstm_step")
-def _lstm_step_fake(x, h, c, packed, reset):
-    return h.new_empty(h.shape), c.new_empty(c.shape)
-
-
-@torch.library.register_fake("townlet::pack_encoder")
-def _pack_encoder_fake(weights, biases):
-    return weights[0].new_empty(weights[0].shape[0], sum((w.shape[2] + 1) * _up(w.shape[1]) for w in weights))
-
-
-@torch.library.register_fake("townlet::act")
-def _act_fake(obs, h, c, reset, legal, epsilon, seeds, step, encoder, widths, packed, head, actions, dueling):
-    P, E = obs.shape[:2]
-    return (
-        obs.new_empty((P, E), dtype=torch.int64),
-        obs.new_empty(P, E, actions),
-        h.new_empty(h.shape),
-        c.new_empty(c.shape),
-    )
-
-
-@torch.library.register_fake("townlet::adam_step")
-def _adam_step_fake(weights, *_):
-    return weights.new_empty(weights.shape[0])
-
-
-@torch.library.register_fake("townlet::replay_write")
-def _replay_write_fake(*args):
-    return None
-
-
-@torch.library.register_fake("townlet::replay_windows")
-def _replay_windows_fake(obs, action, reward, terminated, reset, mask, legal, h, c, slot, start, ring, stride, seq_len):
-    P, B = slot.shape
-    S = seq_len
-    lead = (P, B, S)
-    longer = (P, B, S + 1)
-    return (
-        obs.new_empty(*longer, obs.shape[1]),
-        h.new_empty(P, B, h.shape[1]),
-        c.new_empty(P, B, c.shape[1]),
-        slot.new_empty(lead),
-        reward.new_empty(lead),
-        terminated.new_empty(lead),
-        reset.new_empty(longer),
-        mask.new_empty(lead),
-        mask.new_empty(0) if legal is None else legal.new_empty(*longer, legal.shape[1]),
-    )
-
-
-# ---- autograd ----
-
-
-def _td_setup(ctx, inputs, output) -> None:
-    ctx.param_grads, ctx.feature_grads = inputs[-2:]
-    ctx.present = [i for i, w in enumerate(inputs[:_WEIGHTS]) if w is not None and ctx.param_grads]
-    ctx.inputs = len(inputs)
-    ctx.home = ()  # gradients that lie elsewhere than in the outputs
-    ctx.mark_non_differentiable(*output[1:])
-    weights = output[7:]
-    ctx.save_for_backward(output[6], *(weights[i] for i in ctx.present if weights))
-
-
-def _td_backward(ctx, d_loss, *_, unscaled=False):
-    if torch.is_grad_enabled():  # create_graph: the gradients would pass for constants
-        raise RuntimeError("townlet.td_unroll: double backward is not supported")
-    d_x, *d_weights = ctx.saved_tensors
-    d_weights = d_weights or ctx.home
-    out = [None] * ctx.inputs
-    if unscaled:
-        out[_FEATURES] = d_x if ctx.feature_grads else None
-        for i, d in zip(ctx.present, d_weights, strict=True):
-            out[i] = d
-        return tuple(out)
-    scale = d_loss.view(-1, 1, 1)
-    out[_FEATURES] = d_x * scale.unsqueeze(-1) if ctx.feature_grads else None
-    for i, d in zip(ctx.present, d_weights, strict=True):
-        out[i] = d * (scale if d.dim() == 3 else scale.squeeze(-1))
-    return tuple(out)
-
-
-torch.library.register_autograd("townlet::td_unroll", _td_backward, setup_context=_td_setup)
-
-
-class _TDUnroll(torch.autograd.Function):
-    """The same formula without the registration's bookkeeping, and with a place for the gradients of the weights."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        *inputs, home = arguments
-        if home is None:
-            out = torch.ops.townlet.td_unroll(*inputs)
-        else:
-            *others, _, feature_grads = inputs
-            out = torch.ops.townlet.td_unroll_into(*others, feature_grads, home)
-        ctx.set_materialize_grads(False)  # else fifteen tensors of zeros are made for outputs without a gradient
-        _td_setup(ctx, inputs, out)
-        ctx.home = home or ()
-        return out
-
-    @staticmethod
-    def backward(ctx, d_loss, *_):
-        # of a plain loss.sum(): nothing to multiply by.  Not asked of an accelerator, which would have to be waited for
-        unscaled = d_loss.device.type == "cpu" and bool((d_loss == 1.0).all())
-        return (*_td_backward(ctx, d_loss, unscaled=unscaled), None)
-
-
-def _unroll_setup(ctx, inputs, output) -> None:
-    x, _, _, w_ih, w_hh, _, reset, _ = inputs
-    saved = output[3]
-    ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(saved, x, w_ih, w_hh, reset)
-
-
-def _unroll_backward(ctx, dy, dh, dc, _):
-    grads = torch.ops.townlet.lstm_unroll_backward(dy, dh, dc, *ctx.saved_tensors)
-    return (*grads, None, None)
-
-
-torch.library.register_autograd("townlet::lstm_unroll", _unroll_backward, setup_context=_unroll_setup)
-
-
-def _no_double_backward(ctx, *_):
-    raise RuntimeError("townlet.lstm_unroll: double backward is not supported")
-
-
-torch.library.register_autograd("townlet::lstm_unroll_backward", _no_double_backward)
