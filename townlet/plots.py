@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
+from .evaluate import mean_interval
 from .records import read_metrics
 
 if TYPE_CHECKING:
@@ -80,16 +81,22 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
     has_survival = any(np.isfinite(r["eval_survival"]) or np.isfinite(r["train_survival"]) for r in rows)
     name = "survival" if has_survival else "return"
     members = sorted({int(r["member"]) for r in rows})
-    for p in members:
-        mine = [r for r in rows if r["member"] == p]
-        first = p == members[0]
-        _line(score, mine, f"train_{name}", "#999999", 1.2, "training episodes (exploring)" if first else None)
-        _line(score, mine, f"eval_{name}", "#0072B2", 2.0, "greedy evaluation" if first else None, marker="o")
-        _line(loss, mine, "loss", "#D55E00", 1.2, "loss" if first else None)
+    alone = len(members) == 1
+    lines = [
+        (score, f"train_{name}", "#999999", 1.2, "training episodes (exploring)"),
+        (score, f"eval_{name}", "#0072B2", 2.0, "greedy evaluation"),
+        (loss, "loss", "#D55E00", 1.2, "loss"),
+    ]
+    for axes, column, colour, width, label in lines:
+        for p in members:
+            mine = [r for r in rows if r["member"] == p]
+            style = {"marker": "o" if column.startswith("eval") else None} if alone else {"alpha": 0.3}
+            _line(axes, mine, column, colour, width if alone else 0.8, label if alone else None, **style)
+        if not alone:
+            _mean_line(axes, rows, column, colour, width, label)
     score.set_ylabel("survival (ticks)" if has_survival else "return")
-    score.set_title(
-        "Learning curve" + (f", one line per member ({len(members)})" if len(members) > 1 else ""), fontsize=10
-    )
+    over = "" if alone else f": mean of {len(members)} members with its 95% interval"
+    score.set_title("Learning curve" + over, fontsize=10)
     if score.lines:
         score.legend(fontsize=8)
     epsilon = loss.twinx()
@@ -160,6 +167,19 @@ def _line(
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colour, linewidth=width, label=label, markersize=4, **style)
+
+
+def _mean_line(axes: Any, rows: list[dict[str, float]], column: str, colour: str, width: float, label: str) -> None:
+    """Mean over members and its 95% interval, at steps where several members have a value."""
+    values: dict[float, list[float]] = {}
+    for r in rows:
+        if np.isfinite(r[column]):
+            values.setdefault(r["step"], []).append(r[column])
+    points = [(step, *mean_interval(np.array(v))) for step, v in values.items() if len(v) > 1]
+    if points:
+        x, mean, half = np.array(points).T
+        axes.plot(x, mean, color=colour, linewidth=width, label=label)
+        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .config import Config
 from .envs.adapter import VectorAdapter
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
 from .records import write_json
+from .spreads import named
 from .trainer import Trainer, read_agent
 
 
@@ -32,6 +33,7 @@ class Agent:
     network: Any
     params: dict[str, Tensor]  # name -> [P, ...]
     env_steps: int
+    hyper: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [P], the members' own, at that step
 
     @classmethod
     def load(cls, run: str | Path) -> Agent:
@@ -45,12 +47,13 @@ class Agent:
         adapter = open_worlds(config, 1, config.evaluation_args)
         network = build_network(config, adapter)
         adapter.close()
-        return cls(config, network, tree["weights"], tree["env_steps"])
+        return cls(config, network, tree["weights"], tree["env_steps"], tree["hyper"])
 
     @classmethod
     def of(cls, trainer: Trainer) -> Agent:
         """The agent as it stands in ``trainer``."""
-        return cls(trainer.config, trainer.network, trainer.population.averaged, trainer.env_steps)
+        hyper = trainer.schedules.state_dict()
+        return cls(trainer.config, trainer.network, trainer.population.averaged, trainer.env_steps, hyper)
 
     def member(self, number: int) -> dict[str, Tensor]:
         """The parameters of one member, [1, ...]. Raises ValueError for one that there is not."""
@@ -94,13 +97,13 @@ class Report:
 
     def text(self) -> str:
         """The table for a terminal."""
-        lines = [
-            f"{'policy':<34}{'mean':>10}{'95% interval':>22}{'median':>10}" + (f"{'at cap':>9}" if self.cap else "")
-        ]
+        width = max(34, *(len(row.name) + 1 for row in self.rows))
+        head = f"{'policy':<{width}}{'mean':>10}{'95% interval':>22}{'median':>10}"
+        lines = [head + (f"{'at cap':>9}" if self.cap else "")]
         for row in self.rows:
             mean, half = row.interval
             around = "-" if math.isnan(half) else f"{mean - half:.4g} .. {mean + half:.4g}"
-            line = f"{row.name:<34}{mean:>10.4g}{around:>22}{np.median(row.scores):>10.4g}"
+            line = f"{row.name:<{width}}{mean:>10.4g}{around:>22}{np.median(row.scores):>10.4g}"
             lines.append(line + (f"{100 * np.mean(row.scores >= self.cap):>8.0f}%" if self.cap else ""))
         return "\n".join(lines)
 
@@ -154,7 +157,7 @@ def compare(agent: Agent, episodes: int, seed: int, say: Callable[[str], None] =
         rows.append(Row("trained, state zeroed each step", agent.evaluate(episodes, seed, memory=False).score, P > 1))
     rows.append(Row("trained" if config.memory else "trained without memory", trained.score, P > 1))
     if P > 1:
-        rows += [Row(f"  member {p}", trained.score[p : p + 1], False) for p in range(P)]
+        rows += [Row(f"  {named(p, agent.hyper)}", trained.score[p : p + 1], False) for p in range(P)]
     for name in [n for n in hand_made if n.startswith("scripted")]:
         say(f"evaluating {name}")
         rows.append(_policy_row(name, agent, hand_made[name], episodes, seed))
@@ -194,6 +197,11 @@ def finish(trainer: Trainer) -> Report | None:
         "seconds": round(trainer.elapsed, 3),
         "seconds_by_phase": {k: round(v, 3) for k, v in trainer.seconds.items()},
     }
+    if config.members > 1:
+        hyper = trainer.schedules.hyper
+        summary["hyper_parameters"] = {name: v.tolist() for name, v in hyper.items() if len(set(v)) > 1}
+    if config.pbt_every:
+        summary["copies"] = len(trainer.pbt.lineage)
     if report is not None:
         summary |= {"score": report.score_name, "policies": report.to_dict()}
     write_json(folder / "summary.json", summary)

@@ -339,6 +339,7 @@ class Trainer:
         assert self.folder is not None
         weights = {name: value.detach() for name, value in self.population.averaged.items()}
         tree = {"config": self.config.to_dict(), "env_steps": self.env_steps, "weights": weights}
+        tree["hyper"] = self.schedules.state_dict()
         checkpoint.write_file(self.folder / "agent.ckpt", {"kind": "townlet-agent", **tree})
 
     @classmethod
@@ -463,7 +464,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def read_agent(path: str | Path) -> dict[str, Any]:
-    """config, env_steps and weights (those that play) from a checkpoint or an agent.ckpt. Raises CheckpointError."""
+    """config, env_steps, hyper and weights (those that play) of a checkpoint or agent.ckpt. Raises CheckpointError."""
     tree = checkpoint.read_file(path)
     if tree.get("kind") == "townlet-agent":
         return tree
@@ -471,7 +472,7 @@ def read_agent(path: str | Path) -> dict[str, Any]:
         raise checkpoint.CheckpointError(f"{path}: holds no agent")
     population = tree["population"]
     weights = population.get("average", population["online"])
-    return {"config": tree["config"], "env_steps": tree["env_steps"], "weights": weights}
+    return {key: tree[key] for key in ("config", "env_steps", "hyper")} | {"weights": weights}
 
 
 def _crossed(now: int, step: int, every: int) -> bool:
