@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 
@@ -12,9 +13,11 @@ from worlds import clock, tiny
 
 from townlet import checkpoint
 from townlet.checkpoint import CheckpointError
+from townlet.files import only_writer
 from townlet.records import read_metrics
+from townlet.runs import read_run
 from townlet.signals import stop_signals
-from townlet.trainer import Trainer, read_run
+from townlet.trainer import Trainer
 
 CASES = {
     "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, ema_decay=0.9, **c),
@@ -181,23 +184,132 @@ def test_a_moved_run_and_a_single_checkpoint_can_be_resumed(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_stops_the_resumption_and_nothing_is_lost(tmp_path):
-    Trainer(clock(total_steps=80, checkpoint_every=40, run_dir=str(tmp_path / "run"))).train()
-    latest = checkpoint.latest(tmp_path / "run" / "checkpoints")
-    data = bytearray(latest.read_bytes())
+def damage(path):
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    latest.write_bytes(data)
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(CheckpointError, match="damaged"):
-        Trainer.resume(tmp_path / "run", {"total_steps": 120})
-    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    path.write_bytes(data)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    Trainer(clock(total_steps=80, checkpoint_every=40, run_dir=str(folder))).train()
+    newest = checkpoint.latest(folder / "checkpoints")
+    damage(newest)
+    before, said = contents(folder), []
+    again = Trainer.resume(folder, {"total_steps": 120}, say=said.append)
+    assert again.env_steps == 40
+    assert (
+        f"WARNING: {newest}: is damaged (its checksum does not match); going back to the checkpoint before it" in said
+    )
+    assert contents(folder) == before  # nothing is changed before the training goes on
+    again.config = clock(**{**again.config.to_dict(), "keep_checkpoints": 1})
+    again.train()
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == ["step_000000000080.ckpt.aside", "step_000000000120.ckpt"]
+    assert (folder / "checkpoints" / names[0]).read_bytes() == before[newest.relative_to(folder)]
+    through = Trainer(clock(total_steps=120))
+    through.train()
+    assert same(without_config(again.state_dict()), without_config(through.state_dict()))
+    assert [r["step"] for r in read_metrics(folder / "metrics.csv")] == [40, 40, 80, 80, 120, 120]
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path):
+    folder = tmp_path / "run"
+    Trainer(clock(total_steps=80, checkpoint_every=40, run_dir=str(folder))).train()
+    for path in (folder / "checkpoints").iterdir():
+        damage(path)
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match=r"080.ckpt: is damaged .*, and no earlier checkpoint is whole"):
+        Trainer.resume(folder, say=[].append)
+    newest = checkpoint.latest(folder / "checkpoints")
+    with pytest.raises(CheckpointError, match="is damaged"):  # named itself, it alone counts
+        Trainer.resume(newest, say=[].append)
+    data = bytearray(before[newest.relative_to(folder)])
+    data[20] = 99  # whole, but of another Townlet: going back behind it would lose it
+    newest.write_bytes(data)
+    with pytest.raises(CheckpointError, match="has format version 99"):
+        Trainer.resume(folder, say=[].append)
+    newest.write_bytes(before[newest.relative_to(folder)])
+    assert contents(folder) == before
+
+
+def test_what_is_no_run_is_named(tmp_path):
     checkpoint.write_file(tmp_path / "other.ckpt", {"kind": "something else"})
     with pytest.raises(CheckpointError, match="not the checkpoint of a training run"):
         read_run(tmp_path / "other.ckpt")
+    checkpoint.write_file(tmp_path / "stray.ckpt", Trainer(clock()).state_dict())
+    with pytest.raises(ValueError, match="expected a run folder, or a checkpoint in its folder 'checkpoints'"):
+        Trainer.resume(tmp_path / "stray.ckpt")  # the folder above is nobody's run
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         Trainer.resume(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="expected a run folder"):
         Trainer(clock()).save()
+
+
+def test_right_bytes_with_wrong_contents_are_a_checkpoint_error(tmp_path):
+    Trainer(clock(total_steps=80, run_dir=str(tmp_path / "run"))).train()
+    path = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    tree = checkpoint.read_file(path)
+    wrong = [{k: v for k, v in tree.items() if k != gone} for gone in tree if gone != "kind"]
+    wrong += [{**tree, name: value} for name in tree if name != "kind" for value in (None, 3, "x")]
+    wrong += [{**tree, "obs": torch.zeros(3)}, {**tree, "obs": tree["obs"].double()}, {**tree, "reset": tree["obs"]}]
+    taken, named = set(), []
+    for spoiled in wrong:
+        checkpoint.write_file(path, spoiled, durable=False)
+        try:
+            Trainer.resume(tmp_path / "run", {"total_steps": 100}, say=[].append)
+        except CheckpointError as error:
+            named.append(str(path) in str(error))
+        else:
+            taken |= {(k, str(v)) for k, v in spoiled.items() if v is not tree[k]}
+    assert taken == {("worlds", "None"), ("env_steps", "3"), ("restarts", "3"), ("elapsed", "3")}
+    assert named == [True] * (len(wrong) - 5)  # and legal=None is what was there
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path):
+    folder, said = tmp_path / "run", []
+    Trainer(clock(total_steps=80, run_dir=str(folder)))
+    again = Trainer.resume(folder, {"total_steps": 120}, say=said.append)
+    assert f"{folder}: was stopped before its first checkpoint; it begins anew" in said
+    again.train()
+    through = Trainer(clock(total_steps=120))
+    through.train()
+    assert same(without_config(again.state_dict()), without_config(through.state_dict()))
+    with pytest.raises(ValueError, match="lr cannot change"):
+        Trainer.resume(folder, {"lr": 0.1})
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(tmp_path):
+    folder = tmp_path / "run"
+    Trainer(clock(total_steps=120, checkpoint_every=40, keep_checkpoints=3, run_dir=str(folder))).train()
+    again = Trainer.resume(
+        folder / "checkpoints" / "step_000000000040.ckpt", {"total_steps": 60, "keep_checkpoints": 1}
+    )
+    again.train()
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == [f"step_000000000{n}" for n in ("060.ckpt", "080.ckpt.aside", "120.ckpt.aside")]
+    assert Trainer.resume(folder).env_steps == 60
+    assert [r["step"] for r in read_metrics(folder / "metrics.csv")] == [40, 40, 60, 60]
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    folder = tmp_path / "run"
+    Trainer(clock(total_steps=80, run_dir=str(folder))).train()
+    before = contents(folder)
+    with only_writer(folder):
+        with pytest.raises(ValueError, match="another process is training in this folder"):
+            Trainer.resume(folder, {"total_steps": 100}).train()
+        assert contents(folder) == before
+        worker = os.fork()
+        if worker == 0:
+            signal.pause()
+    Trainer.resume(folder, {"total_steps": 100}).train()  # a worker that outlives a killed trainer keeps no claim
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

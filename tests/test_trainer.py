@@ -21,7 +21,8 @@ from townlet.evaluate import training_seeds
 from townlet.params import ActorParams
 from townlet.records import COLUMNS, process_mark, read_metrics
 from townlet.report import Agent
-from townlet.trainer import Trainer, read_agent
+from townlet.runs import read_agent
+from townlet.trainer import Trainer
 
 
 def same(a, b):

@@ -17,11 +17,15 @@ import io
 import os
 import re
 import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+from . import files
 
 FORMAT_VERSION = 1
 _MAGIC = b"TOWNLET-CHECKPOINT\r\n"  # 20 bytes; a transfer that rewrites line ends breaks it visibly
@@ -33,6 +37,10 @@ _NAME = re.compile(r"step_(\d{12})\.ckpt")
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or written; the message names the file and says what is wrong with it."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """The bytes are not the ones that were written: cut, flipped, overwritten."""
 
 
 class _HashingFile(io.RawIOBase):
@@ -84,28 +92,19 @@ class _Section(io.RawIOBase):
         return len(data)
 
 
-def write_file(path: str | Path, tree: dict[str, Any]) -> None:
+def write_file(path: str | Path, tree: dict[str, Any], *, durable: bool = True) -> None:
     """Write ``tree`` to ``path`` atomically: nested dicts, lists, tuples of tensors, arrays, numbers, strings, bytes.
 
     Raises:
         CheckpointError: the disk is full or the file cannot be written; what was at ``path`` before is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with files.replacing(path, "wb", durable=durable) as file:
             _write_stream(file, tree)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(
             f"{path}: not written ({error.strerror or error}); earlier checkpoints are untouched"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _write_stream(file: BinaryIO, tree: dict[str, Any]) -> None:
@@ -115,15 +114,6 @@ def _write_stream(file: BinaryIO, tree: dict[str, Any]) -> None:
     if sink.error is not None:
         raise sink.error
     file.write(_FOOTER.pack(sink.size, sink.digest.digest(), _END))
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can; the rename itself is already atomic
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -136,14 +126,25 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             size = _verify(file, path)
+            _require_uncompressed(_buffered(_Section(file, _HEADER.size, size)), size)
             tree = torch.load(_buffered(_Section(file, _HEADER.size, size)), weights_only=True, map_location="cpu")
+        if not isinstance(tree, dict):
+            raise TypeError(f"{type(tree).__name__} instead of a dictionary")
+        return _restored(tree)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except CheckpointError:
         raise
     except Exception as error:  # whatever torch's unpickler objects to: the bytes are as written, so they are not ours
-        raise CheckpointError(f"{path}: holds something other than plain values ({error})") from None
-    return _restored(tree)
+        reason = str(error).partition("\n")[0][:300]
+        raise CheckpointError(f"{path}: holds something other than plain values ({reason})") from None
+
+
+def _require_uncompressed(payload: BinaryIO, size: int) -> None:
+    """Before torch believes them: an archive's own sizes, which decide what is allocated, must fit into the file."""
+    with zipfile.ZipFile(payload) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ValueError("it claims to be larger than the file")
 
 
 def _buffered(section: _Section) -> Any:
@@ -155,19 +156,19 @@ def _verify(file: BinaryIO, path: Path) -> int:
     total = os.fstat(file.fileno()).st_size
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size and _MAGIC.startswith(header[:20]):
-        raise CheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
     if not header.startswith(_MAGIC):
-        raise CheckpointError(f"{path}: is not a Townlet checkpoint")
+        raise DamagedCheckpointError(f"{path}: is not a Townlet checkpoint")
     _, version = _HEADER.unpack(header)
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: has format version {version}; this Townlet reads version {FORMAT_VERSION}")
     size = total - _HEADER.size - _FOOTER.size
     if size < 0:
-        raise CheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
     file.seek(_HEADER.size + size)
     stated, digest, end = _FOOTER.unpack(file.read(_FOOTER.size))
     if end != _END or stated != size:
-        raise CheckpointError(f"{path}: is cut short or was appended to ({total} bytes)")
+        raise DamagedCheckpointError(f"{path}: is cut short or was appended to ({total} bytes)")
     file.seek(_HEADER.size)
     actual = hashlib.sha256()
     left = size
@@ -175,7 +176,7 @@ def _verify(file: BinaryIO, path: Path) -> int:
         actual.update(block)
         left -= len(block)
     if actual.digest() != digest:
-        raise CheckpointError(f"{path}: is damaged (its checksum does not match)")
+        raise DamagedCheckpointError(f"{path}: is damaged (its checksum does not match)")
     return size
 
 
@@ -221,9 +222,11 @@ def _restored(value: Any) -> Any:
         if "__bytes__" in value:
             return value["__bytes__"].numpy().tobytes()
         return {k: _restored(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return type(value)(_restored(v) for v in value)
-    return value
+    if value is None or type(value) in (torch.Tensor, bool, int, float, str):
+        return value
+    raise TypeError(f"a {type(value).__name__}")
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------
@@ -233,23 +236,62 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
     """Write the checkpoint of ``step`` into ``folder`` and drop all but the last ``keep``. Raises CheckpointError."""
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        files.sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be made ({error.strerror or error})") from error
     path = folder / f"step_{step:012d}.ckpt"
     write_file(path, tree)
-    for old in _listed(folder)[:-keep]:
+    for old in (*_listed(folder)[:-keep], *folder.glob(".step_*.tmp")):  # the latter of a process that was killed
         with contextlib.suppress(OSError):
             old.unlink()
     return path
+
+
+def set_aside_after(folder: str | Path, step: int) -> list[Path]:
+    """Rename checkpoints later than ``step`` to ``*.aside``: a run that goes on from an earlier one is not theirs.
+
+    Returns the new names.
+    """
+    moved = []
+    for path in _listed(Path(folder)):
+        if int(_NAME.fullmatch(path.name)[1]) > step:  # type: ignore[index]
+            moved.append(path.rename(path.with_name(path.name + ".aside")))
+    return moved
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a checkpoint, readable or not."""
+    return bool(_listed(Path(folder)))
 
 
 def latest(folder: str | Path) -> Path:
     """The newest checkpoint in ``folder``. Raises CheckpointError when there is none."""
     found = _listed(Path(folder))
     if not found:
-        raise CheckpointError(f"{folder}: holds no checkpoint (step_*.ckpt)")
+        raise _none_in(folder)
     return found[-1]
+
+
+def read_newest(folder: str | Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint in ``folder`` that is not damaged, and where it is; ``say`` hears of each damaged one.
+
+    Raises:
+        CheckpointError: there is none, all are damaged, or one is whole but cannot be used (going back behind a
+            checkpoint that another version wrote, or that the disk did not give, would lose it).
+    """
+    damage: DamagedCheckpointError | None = None
+    for path in reversed(_listed(Path(folder))):
+        try:
+            return path, read_file(path)
+        except DamagedCheckpointError as error:
+            damage = damage or error
+            say(f"WARNING: {error}; going back to the checkpoint before it")
+    raise _none_in(folder) if damage is None else CheckpointError(f"{damage}, and no earlier checkpoint is whole")
+
+
+def _none_in(folder: str | Path) -> CheckpointError:
+    return CheckpointError(f"{folder}: holds no checkpoint (step_*.ckpt)")
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from .envs.adapter import TOWN_ID
+from .files import replacing
 from .presets import with_preset
 from .spreads import Spread
 from .validation import converted, kind_of, parse_stage, scalar, validate
@@ -241,7 +242,8 @@ class Config:
                 lines += ["", f"# ---- {GROUPS[f.name]}"]
             value = yaml.safe_dump(values[f.name], default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines += [f"# {f.metadata['meaning']}", f"{f.name}: {value}"]
-        Path(path).write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+        with replacing(path) as file:
+            file.write("\n".join(lines).lstrip() + "\n")
 
     # ---- what follows from the settings -----------------------------------------------------------------------------
 

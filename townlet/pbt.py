@@ -11,14 +11,13 @@ The draws of an event depend on the seed and the event's number alone, so that a
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .records import write_text
+from .files import replacing
 
 _STREAM = 0x706274  # apart from what members and worlds draw from
 
@@ -86,11 +85,10 @@ class PopulationBasedTraining:
     def write(self, path: Path) -> None:
         """lineage.csv, in one move."""
         names = [f"{name}_{when}" for name in self.ranges for when in ("before", "parent", "after")]
-        text = io.StringIO()
-        rows = csv.DictWriter(text, ["event", "step", "member", "parent", "score", "parent_score", *names])
-        rows.writeheader()
-        rows.writerows(self.lineage)
-        write_text(path, text.getvalue())
+        with replacing(path) as file:
+            rows = csv.DictWriter(file, ["event", "step", "member", "parent", "score", "parent_score", *names])
+            rows.writeheader()
+            rows.writerows(self.lineage)
 
     def state_dict(self) -> dict[str, Any]:
         """The lineage; all else follows from the settings."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from .envs.adapter import WorldStep
 from .evaluate import mean_interval
+from .events import EventFile
+from .files import append_whole, naming, replacing
 
 MEANINGS = {
     "step": "environment steps of the member so far",
@@ -95,44 +98,47 @@ def new_folder(path: str | Path | None, world: str) -> Path:
 
 
 class Records:
-    """Appends to metrics.csv and the TensorBoard events of a run folder.
+    """Appends to metrics.csv and the TensorBoard events of a run folder; what is added is in the files at once.
 
-    ``resume_step`` drops what an interrupted run wrote after that step, since it is about to be written again.
+    ``step``: where the run stands. What an interrupted run wrote after it is dropped (metrics.csv) or purged (events),
+    since it is about to be written again; so is a torn last line.
+
+    Raises:
+        OSError: naming the file; metrics.csv then holds whole records only.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int | None = None, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.csv"
-        rows = _rows_until(self.path, resume_step) if resume_step is not None and self.path.exists() else []
-        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
-        self._csv = csv.DictWriter(self._file, COLUMNS)
-        self._csv.writeheader()
-        self._csv.writerows(rows)
-        self._file.flush()
+        rows = _rows_until(self.path, step) if self.path.exists() else []
+        with replacing(self.path) as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        self._events = EventFile(folder, step) if tensorboard else None
         self._folder, self._beat = folder, ("", 0.0)  # state and time of the last beat
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
-
-            self._events = SummaryWriter(str(folder), purge_step=resume_step)
 
     def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
         """One row per member: ``common`` and the member's own values, by column name; NaN leaves a field empty.
 
         The events get mean and 95% interval over the members besides.
         """
+        text = io.StringIO()
+        scalars: dict[str, float] = {}
+        writer = csv.DictWriter(text, COLUMNS)
         for p, own in enumerate(members):
             values = {k: v for k, v in {**common, **own}.items() if not math.isnan(v)}
-            self._csv.writerow({"step": step, "member": p, **{k: _short(v) for k, v in values.items()}})
-            if self._events is not None:
-                for name, value in values.items():
-                    self._events.add_scalar(f"{_tab(name)}/{name}/member_{p}", value, step)
-        if self._events is not None and len(members) > 1:
-            for name in members[0]:
-                mean, half = mean_interval(np.array([own[name] for own in members]))
-                if not math.isnan(half):
-                    for what, value in (("mean", mean), ("low95", mean - half), ("high95", mean + half)):
-                        self._events.add_scalar(f"{_tab(name)}/{name}/{what}", value, step)
-        self._file.flush()
+            writer.writerow({"step": step, "member": p, **{k: _short(v) for k, v in values.items()}})
+            scalars |= {f"{_tab(name)}/{name}/member_{p}": value for name, value in values.items()}
+        append_whole(self._file, text.getvalue().encode(), self.path)
+        if self._events is None:
+            return
+        for name in members[0] if len(members) > 1 else ():
+            mean, half = mean_interval(np.array([own[name] for own in members]))
+            if not math.isnan(half):
+                whole = {"mean": mean, "low95": mean - half, "high95": mean + half}
+                scalars |= {f"{_tab(name)}/{name}/{what}": value for what, value in whole.items()}
+        self._events.add(step, scalars)
 
     def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
         """Sign of life: status.json, every two seconds and when ``state`` changes.
@@ -147,10 +153,18 @@ class Records:
         sign = {"state": state, "step": step, "updates": updates, "seconds": round(seconds, 3)}
         with contextlib.suppress(OSError):
             path = self._folder / "status.json"
-            write_json(path, {**sign, "time": round(time.time(), 3), "process": process_mark(os.getpid())})
+            sign |= {"time": round(time.time(), 3), "process": process_mark(os.getpid())}
+            write_json(path, sign, durable=False)
+
+    def sync(self) -> None:
+        """Have what was added survive a loss of power; a checkpoint must not know of records that the disk lost."""
+        with naming(self.path):
+            os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.sync()
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close both."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -274,20 +288,24 @@ def _tab(column: str) -> str:
     return "time" if column.endswith("_s") or column == "seconds" else "learning"
 
 
+def _whole_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; a last line that a kill tore is none."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+
+
 def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = []
-        for row in csv.DictReader(file):
-            if not (row.get("step") or "").isdigit() or int(row["step"]) > step:
-                break
-            rows.append({k: row.get(k) or "" for k in COLUMNS})
-        return rows
+    rows = []
+    for row in _whole_rows(path):
+        if not (row.get("step") or "").isdigit() or int(row["step"]) > step:
+            break
+        rows.append({k: row.get(k) or "" for k in COLUMNS})
+    return rows
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv as numbers; empty fields are NaN."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
+    return [{k: float(v) if v else math.nan for k, v in row.items()} for row in _whole_rows(path)]
 
 
 def process_mark(pid: int) -> str | None:
@@ -299,13 +317,7 @@ def process_mark(pid: int) -> str | None:
     return None if state in "ZX" else f"{socket.gethostname()}:{pid}:{rest[18]}"
 
 
-def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
+def write_json(path: str | Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write ``values`` in one move, so that a reader never sees half a file."""
-    write_text(Path(path), json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in one move, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, durable=durable) as file:
+        file.write(json.dumps(values, indent=2) + "\n")

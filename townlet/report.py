@@ -21,8 +21,9 @@ from .config import Config
 from .envs.adapter import VectorAdapter
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
 from .records import write_json
+from .runs import read_agent
 from .spreads import named
-from .trainer import Trainer, read_agent
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, runs
 from . import device as devices
 from .assembly import build_network, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
+from .files import only_writer
 from .learner import Learner
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
@@ -31,24 +35,6 @@ from .records import EpisodeStatistics, Means, Records, new_folder
 from .replay import SequentialReplayBuffer
 from .schedules import Schedules
 from .signals import stop_signals
-
-CHANGEABLE_ON_RESUME = frozenset(
-    [
-        "total_steps",
-        "threads",
-        "device",
-        "cuda_graph",
-        "eval_every",
-        "eval_episodes",
-        "final_eval_episodes",
-        "eval_max_steps",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "run_dir",
-    ]
-)
-"""Settings that may differ between a checkpoint and the run that continues it."""
 
 _PHASES = ("act", "env", "replay", "update", "eval")
 
@@ -66,8 +52,8 @@ class Trainer:
         say: receives lines meant for a person (memory, what resuming does).
 
     Attributes: ``env_steps`` and ``updates`` (per member), ``population``, ``replay``, ``learner``, ``worlds``,
-    ``seconds`` (wall clock per phase: act, env, replay, update, eval), ``evaluations`` [(step, Evaluation)],
-    ``stopped_by`` (signal that ended ``train``, or None).
+    ``seconds`` (wall clock per phase: act, env, replay, update, eval), ``evaluations`` (step, Evaluation; the latest
+    hundred), ``stopped_by`` (signal that ended ``train``, or None).
 
     Raises:
         ValueError: a world or setting is not supported, or the memory needed exceeds the machine's.
@@ -130,7 +116,7 @@ class Trainer:
         self.episodes = EpisodeStatistics(P, E)
         self.seconds = dict.fromkeys(_PHASES, 0.0)
         self.elapsed = 0.0
-        self.evaluations: list[tuple[int, Evaluation]] = []
+        self.evaluations: deque[tuple[int, Evaluation]] = deque(maxlen=100)
         self.stopped_by: signal.Signals | None = None
         self._learned = Means()
         self._mark = (0.0, 0, 0)  # elapsed, env_steps, updates at the last record
@@ -143,7 +129,6 @@ class Trainer:
             resample=config.pbt_resample,
         )
         self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
-        self._resumed_at: int | None = None
 
     def _rows(self, array: np.ndarray) -> Tensor:
         """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
@@ -157,7 +142,9 @@ class Trainer:
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
         if folder is None and not record:
             return None
-        folder = new_folder(self.config.run_dir, self.config.env) if folder is None else Path(folder)
+        if folder is not None:
+            return Path(folder)
+        folder = new_folder(self.config.run_dir, self.config.env)
         self.config.to_yaml(folder / "config.yaml")
         return folder
 
@@ -232,14 +219,22 @@ class Trainer:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None = None) -> None:
-        """Run until ``total_steps``, SIGINT or SIGTERM; either way it ends with a checkpoint (with a folder)."""
+        """Run until ``total_steps``, SIGINT or SIGTERM; either way it ends with a checkpoint (with a folder).
+
+        Raises:
+            OSError, CheckpointError: the folder cannot be written, naming the file; the last checkpoint is intact.
+            ValueError: another process writes it, or the world or the numbers went wrong, naming where.
+        """
         with stop_signals() as stop:
-            records = None if self.folder is None else Records(self.folder, resume_step=self._resumed_at)
-            try:
-                self._loop(stop, records, progress)
-            finally:
-                if records is not None:
-                    records.close()
+            if self.folder is None:
+                self._loop(stop, None, progress)
+                return
+            with only_writer(self.folder):
+                for path in checkpoint.set_aside_after(self.folder / "checkpoints", self.env_steps):
+                    self.say(f"{path}: is what this run left for an earlier checkpoint")
+                self.config.to_yaml(self.folder / "config.yaml")
+                with closing(Records(self.folder, step=self.env_steps)) as records:
+                    self._loop(stop, records, progress)
 
     def _loop(self, stop: list[signal.Signals], records: Records | None, progress: Progress | None) -> None:
         c, E = self.config, self.config.num_envs
@@ -259,7 +254,7 @@ class Trainer:
             if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
             if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
-                self.save()
+                self.save(records)
                 saved_at = self.env_steps
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
@@ -267,7 +262,7 @@ class Trainer:
                 progress.show(self.env_steps, self.updates, self._score_text)
         self.stopped_by = stop[0] if stop else None
         if self.folder is not None and saved_at != self.env_steps:
-            self.save()
+            self.save(records)
         if records is not None:
             records.beat("stopped" if stop else "trained", self.env_steps, self.updates, self.elapsed)
 
@@ -321,11 +316,16 @@ class Trainer:
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint into the run folder. Raises CheckpointError; earlier checkpoints stay."""
+    def save(self, records: Records | None = None) -> Path:
+        """Write a checkpoint, and before it what ``records`` hold, into the run folder.
+
+        Raises CheckpointError; earlier checkpoints stay.
+        """
         if self.folder is None:
             raise ValueError("folder is None; expected a run folder to save into")
         self.population.check()
+        if records is not None:
+            records.sync()
         folder, keep = self.folder / "checkpoints", self.config.keep_checkpoints
         path = checkpoint.save(folder, self.env_steps, self.state_dict(), keep)
         self.save_agent()
@@ -340,30 +340,28 @@ class Trainer:
         weights = {name: value.detach() for name, value in self.population.averaged.items()}
         tree = {"config": self.config.to_dict(), "env_steps": self.env_steps, "weights": weights}
         tree["hyper"] = self.schedules.state_dict()
-        checkpoint.write_file(self.folder / "agent.ckpt", {"kind": "townlet-agent", **tree})
+        checkpoint.write_file(self.folder / "agent.ckpt", {"kind": "townlet-agent", **tree}, durable=False)
 
     @classmethod
     def resume(cls, run: str | Path, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
         """Continue the run in folder ``run`` (or from one of its checkpoint files) as if it had never stopped.
 
-        ``overrides`` may change the settings in ``CHANGEABLE_ON_RESUME`` only.
+        A run that was killed before its first checkpoint begins anew; from a damaged checkpoint ``say`` hears of, it is
+        the one before that it goes on from. ``overrides`` may change the settings in ``CHANGEABLE_ON_RESUME`` only.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it cannot be believed.
+            CheckpointError: there is no run, or its checkpoints cannot be believed.
             ValueError: an override would make it another run.
         """
-        run = Path(run)
-        path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
-        folder = path.parent.parent
-        tree = read_run(path)
-        fixed = sorted(set(overrides or {}) - CHANGEABLE_ON_RESUME)
-        if fixed:
-            allowed = ", ".join(sorted(CHANGEABLE_ON_RESUME))
-            raise ValueError(f"{fixed[0]} cannot change when a run is resumed; these can: {allowed}")
-        config = Config.from_dict({**tree["config"], **(overrides or {}), "run_dir": str(folder)}, source=str(path))
-        trainer = cls(config, folder=folder, **arguments)
-        trainer.load_state_dict(tree)
-        trainer._resumed_at = trainer.env_steps
+        stopped = runs.find(run, overrides or {}, arguments.get("say", warnings.warn))
+        if stopped.tree is None:
+            return cls(stopped.config, folder=stopped.folder, **arguments)
+        trainer = cls(stopped.config, folder=stopped.folder, **arguments)
+        try:
+            trainer.load_state_dict(stopped.tree)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            what = f"{stopped.source}: does not hold what this run needs ({error!r})"  # though its checksum is right
+            raise checkpoint.CheckpointError(what) from error
         return trainer
 
     def state_dict(self) -> dict[str, Any]:
@@ -394,9 +392,14 @@ class Trainer:
         """Take over what ``state_dict`` returned, from a run with the same settings (but for CHANGEABLE_ON_RESUME)."""
         mine = self.config.to_dict()
         for name, value in tree["config"].items():
-            if name not in CHANGEABLE_ON_RESUME and mine.get(name) != value:
+            if name not in runs.CHANGEABLE_ON_RESUME and mine.get(name) != value:
                 raise ValueError(f"{name}={mine.get(name)!r}: the checkpoint was made with {value!r}")
-        self.env_steps, self.restarts, self.elapsed = tree["env_steps"], tree["restarts"], tree["elapsed"]
+        for name in ("obs", "legal", "reset", "over"):
+            here, given = (None if v is None else (v.dtype, v.shape) for v in (getattr(self, name), tree[name]))
+            if here != given:
+                raise ValueError(f"{name} is {given}; expected {here}")
+        self.env_steps, self.restarts = int(tree["env_steps"]), int(tree["restarts"])
+        self.elapsed = float(tree["elapsed"])
         self.seconds.update(tree["seconds"])
         self.population.load_state_dict(tree["population"])
         self.learner.load_state_dict(tree["learner"])
@@ -416,8 +419,9 @@ class Trainer:
         if tree["worlds"] is not None and self.worlds.resumable:
             self.worlds.set_state(tree["worlds"])
             return
+        why = self.worlds.why_not_resumable or "the checkpoint does not hold the worlds"
         self.say(
-            f"resume: {self.worlds.why_not_resumable}; every environment starts a fresh episode and the cut one is "
+            f"resume: {why}; every environment starts a fresh episode and the cut one is "
             "stored as truncated, so this run is not a bit-exact continuation"
         )
         self._cut_episodes()
@@ -452,27 +456,6 @@ class Trainer:
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a training run. Raises CheckpointError for anything else."""
-    tree = checkpoint.read_file(path)
-    if tree.get("kind") != "townlet-run":
-        only = " (only its agent)" if tree.get("kind") == "townlet-agent" else ""
-        raise checkpoint.CheckpointError(f"{path}: is not the checkpoint of a training run{only}")
-    return tree
-
-
-def read_agent(path: str | Path) -> dict[str, Any]:
-    """config, env_steps, hyper and weights (those that play) of a checkpoint or agent.ckpt. Raises CheckpointError."""
-    tree = checkpoint.read_file(path)
-    if tree.get("kind") == "townlet-agent":
-        return tree
-    if tree.get("kind") != "townlet-run":
-        raise checkpoint.CheckpointError(f"{path}: holds no agent")
-    population = tree["population"]
-    weights = population.get("average", population["online"])
-    return {key: tree[key] for key in ("config", "env_steps", "hyper")} | {"weights": weights}
 
 
 def _crossed(now: int, step: int, every: int) -> bool:

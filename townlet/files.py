@@ -1,0 +1,105 @@
+"""Files of a run: whole or not there, on the disk when that is said, written by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+_locked: set[int] = set()  # descriptors of the folders that this process holds
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Inside, an OSError that does not say which file it is about (a full disk, at a write) names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[Any]:
+    """A file open for writing ("w": text, "wb": bytes) that becomes ``path`` when it is whole; durable: on the disk.
+
+    A reader sees what was there before, or the new file, never half of one; when writing fails nothing is left behind.
+    After a kill a temporary file may stay, which the next writing of ``path`` replaces.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with naming(path):
+        try:
+            with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if durable:
+                sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:
+    """Append all of ``data`` to an unbuffered file, or, where that fails, nothing. Raises OSError naming ``path``."""
+    with naming(path):
+        before = file.tell()
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have names that were made, moved or removed in ``folder`` survive a loss of power."""
+    with contextlib.suppress(OSError):  # not every file system can; the rename itself is already atomic
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Inside, no other process writes this run; the operating system ends the claim with the process, killed or not.
+
+    Raises:
+        ValueError: another one does.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is training in this folder; end it before resuming") from None
+        except OSError:
+            pass  # a file system without locks
+        _locked.add(descriptor)
+        yield
+    finally:
+        _locked.discard(descriptor)
+        os.close(descriptor)
+
+
+def _forked() -> None:
+    """A child (a world's worker process) may outlive a killed parent and must not keep its claim."""
+    while _locked:
+        os.close(_locked.pop())
+
+
+os.register_at_fork(after_in_child=_forked)

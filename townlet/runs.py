@@ -1,0 +1,99 @@
+"""What a run folder holds for whoever comes back to it: settings, the last whole checkpoint, the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import Config
+
+CHANGEABLE_ON_RESUME = frozenset(
+    [
+        "total_steps",
+        "threads",
+        "device",
+        "cuda_graph",
+        "eval_every",
+        "eval_episodes",
+        "final_eval_episodes",
+        "eval_max_steps",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "run_dir",
+    ]
+)
+"""Settings that may differ between a checkpoint and the run that continues it."""
+
+
+@dataclass(frozen=True)
+class StoppedRun:
+    """A run to go on with."""
+
+    folder: Path
+    config: Config
+    source: Path  # the file that all this was read from
+    tree: dict[str, Any] | None  # of the trainer, None when the run has to begin anew
+
+
+def find(run: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None]) -> StoppedRun:
+    """The run in a folder, or up to one of its checkpoint files: see `Trainer.resume`. ``say`` hears of surprises."""
+    run = Path(run)
+    fixed = sorted(set(overrides) - CHANGEABLE_ON_RESUME)
+    if fixed:
+        allowed = ", ".join(sorted(CHANGEABLE_ON_RESUME))
+        raise ValueError(f"{fixed[0]} cannot change when a run is resumed; these can: {allowed}")
+    if run.is_file():
+        tree, folder = read_run(run), run.parent.parent
+        if run.parent.name != "checkpoints":
+            raise ValueError(f"{run}: expected a run folder, or a checkpoint in its folder 'checkpoints'")
+        return _stopped(run, tree, folder, overrides)
+    settings = run / "config.yaml"
+    if not checkpoint.exists(run / "checkpoints") and settings.exists():
+        say(f"{run}: was stopped before its first checkpoint; it begins anew")
+        return StoppedRun(run, Config.from_yaml(settings, {**overrides, "run_dir": str(run)}), settings, None)
+    path, tree = checkpoint.read_newest(run / "checkpoints", say)
+    return _stopped(path, _of_run(tree, path), run, overrides)
+
+
+def _stopped(path: Path, tree: dict[str, Any], folder: Path, overrides: Mapping[str, Any]) -> StoppedRun:
+    settings = {**_settings(tree, path), **overrides, "run_dir": str(folder)}
+    return StoppedRun(folder, Config.from_dict(settings, source=str(path)), path, tree)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of a training run. Raises CheckpointError for anything else."""
+    return _of_run(checkpoint.read_file(path), path)
+
+
+def _of_run(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    if tree.get("kind") != "townlet-run":
+        only = " (only its agent)" if tree.get("kind") == "townlet-agent" else ""
+        raise CheckpointError(f"{path}: is not the checkpoint of a training run{only}")
+    return tree
+
+
+def read_agent(path: str | Path) -> dict[str, Any]:
+    """config, env_steps, hyper and weights (those that play) of a checkpoint or agent.ckpt. Raises CheckpointError."""
+    tree = checkpoint.read_file(path)
+    if tree.get("kind") not in ("townlet-run", "townlet-agent"):
+        raise CheckpointError(f"{path}: holds no agent")
+    _settings(tree, path)
+    try:
+        if tree["kind"] == "townlet-run":
+            population = tree["population"]
+            tree["weights"] = population.get("average", population["online"])
+        return {key: tree[key] for key in ("config", "env_steps", "hyper", "weights")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: does not hold what an agent needs ({error!r})") from error
+
+
+def _settings(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    settings = tree.get("config")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds no settings")
+    return settings
