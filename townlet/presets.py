@@ -24,6 +24,8 @@ _R2D2 = "Kapturowski et al. 2019"
 _APEX = "Horgan et al. 2018"
 
 DRQN = {
+    "last_action": Choice(False, f"{_DRQN}: observations alone"),
+    "last_reward": Choice(False, f"{_DRQN}: observations alone"),
     "encoder": Choice((128,), "ours for vectors; the paper encodes screens by DQN's three convolutions"),
     "hidden_size": Choice(256, f"ours; {_DRQN} have 512 on screens (Figure 2)"),
     "head_size": Choice(None, f"{_DRQN}, Figure 2: a linear layer from the LSTM to the Q-values"),
@@ -52,6 +54,8 @@ DRQN = {
 """Deep recurrent Q-learning as published: uniform replay of short sequences from a zero state."""
 
 R2D2 = {
+    "last_action": Choice(True, f"{_R2D2}, Section 2.3: the LSTM sees the last action"),
+    "last_reward": Choice(True, f"{_R2D2}, Section 2.3: the LSTM sees the last reward"),
     "encoder": Choice((128,), "ours for vectors; the paper encodes screens by DQN's three convolutions"),
     "hidden_size": Choice(128, f"ours; {_R2D2}, Appendix: 512"),
     "head_size": Choice(128, f"ours; {_R2D2}, Appendix: 512"),
