@@ -197,11 +197,15 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 
 
+def t95(n: int) -> float:
+    """Two-sided 95% quantile of Student's t for the mean of ``n`` values; NaN below two."""
+    return math.nan if n < 2 else _T95[n - 2] if n - 1 <= len(_T95) else 1.96
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """Mean and half-width of its 95% interval (Student's t) over independent values; NaN width for a single value."""
     values = np.asarray(values, dtype=np.float64).ravel()
     n = values.size
     if n < 2:
         return float(values.mean()), math.nan
-    quantile = _T95[n - 2] if n - 1 <= len(_T95) else 1.96
-    return float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(n))
+    return float(values.mean()), float(t95(n) * values.std(ddof=1) / math.sqrt(n))

@@ -94,7 +94,12 @@ def _dollars(cents: int) -> str:
     return f"${cents / 100:.2f}"
 
 
-def _offer(kind: int, temporal: bool) -> str:
+def still_meters(s: Scene) -> tuple[str, ...]:
+    """The meters that never move."""
+    return ("hygiene", "mood", "social", "fitness") if s.title == "Hamlet" else ()
+
+
+def offer(kind: int, temporal: bool) -> str:
     """What a building asks or pays, and when it is open."""
     building = BUILDINGS[kind]
     ticks = building["ticks"]
@@ -107,7 +112,7 @@ def _offer(kind: int, temporal: bool) -> str:
     return f"{price}, {ticks} tick{'s' * (ticks > 1)}, {hours}"
 
 
-def _here(s: Scene) -> str:
+def here(s: Scene) -> str:
     """What the agent stands on and how far it has come there."""
     kind = s.underfoot
     if kind is None:
@@ -142,7 +147,7 @@ def ansi(s: Scene) -> str:
                 row += mark + ("·  " if s.sees(x, y) and mark == " " else "   ")
         lines.append("│" + row + " │")
     lines.append("└" + "─" * (4 * s.size + 1) + "┘")
-    lines.append(f"here: {_here(s)}" + (f"   *** {s.ending} ***" if s.ending else ""))
+    lines.append(f"here: {here(s)}" + (f"   *** {s.ending} ***" if s.ending else ""))
     for name, value in s.meters.items():
         filled = round(20 * value)
         amount = _dollars(s.cents) if name == "money" else f"{value:.2f}"
@@ -150,7 +155,7 @@ def ansi(s: Scene) -> str:
         lines.append(f"{name:>9} {'█' * filled}{'░' * (20 - filled)} {amount:>7}{warn}")
     for kind in s.cells:
         shut = "" if s.is_open(kind) else "  (closed)"
-        lines.append(f"  {_CODES[kind]} {BUILDINGS[kind]['name']:<10} {_offer(kind, s.temporal)}{shut}")
+        lines.append(f"  {_CODES[kind]} {BUILDINGS[kind]['name']:<10} {offer(kind, s.temporal)}{shut}")
     return "\n".join(lines)
 
 
@@ -315,7 +320,7 @@ def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
     _draw_clock(pen, s, left + _PANEL - 44, top + 42, 44)
     y = top + 118.0
     for name, value in s.meters.items():
-        still = s.title == "Hamlet" and name in ("hygiene", "mood", "social", "fitness")
+        still = name in still_meters(s)
         pen.text(left, y, name, 14, _FAINT if still else _INK)
         pen.box(left + 84, y - 8, 150, 16, (226, 222, 212), radius=5)
         colour = (206, 164, 52) if name == "money" else _level_colour(value)
@@ -326,10 +331,10 @@ def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
         y += 27
     y += 8
     pen.box(left, y, _PANEL, 74, _mix(_PAPER, (214, 206, 186), 0.5), radius=8)
-    pen.text(left + 12, y + 20, _here(s), 14, _INK, bold=True)
+    pen.text(left + 12, y + 20, here(s), 14, _INK, bold=True)
     kind = s.underfoot
     if kind is not None:
-        pen.text(left + 12, y + 40, _offer(kind, s.temporal), 12, _INK)
+        pen.text(left + 12, y + 40, offer(kind, s.temporal), 12, _INK)
         if s.temporal:
             ticks = BUILDINGS[kind]["ticks"]
             width = (_PANEL - 24 - 4 * (ticks - 1)) / ticks

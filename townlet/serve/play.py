@@ -1,0 +1,255 @@
+"""One episode of a run's agent, played step by step as a viewer asks for it.
+
+Nothing runs on its own: a step is made when a page asks for the next frame, no faster than ``FASTEST``, so an episode
+that nobody looks at costs nothing. There is one episode at a time; starting another ends it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import secrets
+import threading
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import CheckpointError
+from ..envs import render
+from ..envs.adapter import VectorAdapter, make_worlds
+from ..envs.rules import ACTIONS, BUILDINGS, METERS
+from ..evaluate import GreedyActor
+from ..report import Agent
+from .runs import Run
+
+FASTEST = 120.0  # steps per second, for whatever speed a page asks
+_MOST_STEPS = 32  # in one request
+_SHOWN_UNITS = 256  # of the state
+
+
+class Gone(ValueError):
+    """The episode asked for is not the one being played."""
+
+
+class Player:
+    """Plays for whoever started last. Safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._agents: dict[str, tuple[str, Agent]] = {}  # the run played last -> version of its weights, agent
+        self._episode: _Episode | None = None
+
+    def start(self, run: Run, *, member: int, memory: bool, seed: int) -> dict[str, Any]:
+        """A new episode with the newest weights: what does not change in it, and its first frame.
+
+        Raises:
+            ValueError: there is no agent yet, ``member`` is none of its members, or its world cannot be opened.
+        """
+        with self._lock:
+            agent = self._agent(run)
+            if not 0 <= member < agent.config.members:
+                raise ValueError(f"member={member}: expected 0 to {agent.config.members - 1}")
+            if self._episode is not None:
+                self._episode.close()
+                self._episode = None
+            self._episode = _Episode(agent, member, memory, seed)
+            about = {"id": self._episode.id, "run": run.name, "agent": self._agents[run.name][0]}
+            return about | self._episode.about() | {"frames": [self._episode.frame()]}
+
+    def next(self, episode: str, steps: int) -> list[dict[str, Any]]:
+        """The frames after the next ``steps`` steps, fewer where the episode ends. Raises Gone for another episode."""
+        with self._lock:
+            if self._episode is None or self._episode.id != episode:
+                raise Gone("another page has started an episode; one is played at a time")
+            frames = []
+            for _ in range(min(max(steps, 1), _MOST_STEPS)):
+                if self._episode.over:
+                    break
+                frames.append(self._episode.step())
+            return frames
+
+    def close(self) -> None:
+        """End the episode."""
+        with self._lock:
+            if self._episode is not None:
+                self._episode.close()
+                self._episode = None
+
+    def _agent(self, run: Run) -> Agent:
+        path, version = run.agent_file(), run.agent_version()
+        if path is None or version is None:
+            raise ValueError("this run has no agent yet: it is written at the first evaluation or checkpoint")
+        known = self._agents.get(run.name)
+        if known is not None and known[0] == version:
+            return known[1]
+        try:
+            agent = Agent.load(path)
+        except CheckpointError:
+            newer = run.agent_file()  # an older checkpoint goes when a newer one is complete
+            if newer is None or newer == path:
+                raise
+            agent = Agent.load(newer)
+        self._agents = {run.name: (version, agent)}
+        return agent
+
+
+class _Episode:
+    """One greedy episode of one member."""
+
+    def __init__(self, agent: Agent, member: int, memory: bool, seed: int) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.agent, self.member, self.seed = agent, member, seed
+        self.memory = memory and agent.config.memory
+        self.worlds, self.pictures = _open(agent)
+        self.args = self.worlds.env.args if agent.config.is_town else None  # type: ignore[attr-defined]
+        params = {k: v[member : member + 1] for k, v in agent.params.items()}
+        self.actor = GreedyActor(agent.network, params, 1, memory=self.memory)
+        self.obs, self.legal = self.worlds.reset([seed])
+        self.t, self.score, self.reward, self.over, self.cut = 0, 0.0, 0.0, False, False
+        self.action = -1
+        self.seen = None if self.args is None else np.zeros((self.args.size, self.args.size), dtype=bool)
+        self.earliest = time.monotonic()
+        self._think(first=True)
+
+    def _think(self, *, first: bool = False) -> None:
+        self.out = self.actor.step(self.obs, self.legal, np.array([first]))
+
+    def step(self) -> dict[str, Any]:
+        """One step and what it led to."""
+        now = time.monotonic()
+        if now < self.earliest:
+            time.sleep(self.earliest - now)
+        self.earliest = max(now, self.earliest) + 1.0 / FASTEST
+        self.action = int(self.out.action.flatten()[0])
+        step = self.worlds.step(np.array([self.action]))
+        self.obs, self.legal = step.obs, step.legal
+        self.t += 1
+        self.reward = float(step.reward[0])
+        self.score += self.reward
+        self.over, self.cut = bool(step.terminated[0] or step.truncated[0]), bool(step.truncated[0])
+        self._think()
+        return self.frame()
+
+    def about(self) -> dict[str, Any]:
+        """What holds for the whole episode."""
+        config = self.agent.config
+        out: dict[str, Any] = {
+            "env": config.env,
+            "member": self.member,
+            "members": config.members,
+            "memory": self.memory,
+            "has_memory": config.memory,
+            "seed": self.seed,
+            "env_steps": self.agent.env_steps,
+            "actions": list(ACTIONS) if self.args is not None else [str(a) for a in range(self.worlds.n_actions)],
+            "pictures": self.pictures,
+        }
+        if self.args is None:
+            return out
+        scene = self._scene()
+        town = {
+            "title": scene.title,
+            "size": scene.size,
+            "sight": scene.sight,
+            "temporal": scene.temporal,
+            "max_steps": scene.max_steps,
+            "meters": list(METERS),
+            "still": list(render.still_meters(scene)),
+            "buildings": [self._building(kind, *cell) for kind, cell in scene.cells.items()],
+        }
+        return out | {"town": town}
+
+    def _building(self, kind: int, x: int, y: int) -> dict[str, Any]:
+        building = BUILDINGS[kind]
+        opens, closes = building["hours"]
+        return {
+            "name": building["name"],
+            "x": x,
+            "y": y,
+            "ticks": building["ticks"] if self.args.temporal else 1,  # type: ignore[union-attr]
+            "opens": opens,
+            "closes": closes,
+            "offer": render.offer(kind, self.args.temporal),  # type: ignore[union-attr]
+        }
+
+    def frame(self) -> dict[str, Any]:
+        """The episode as it stands: what the agent feels, thinks and is about to do."""
+        q, h = self.out.q.flatten().tolist(), self.out.h.flatten().tolist()
+        out: dict[str, Any] = {
+            "t": self.t,
+            "action": self.action,  # that led here
+            "next": None if self.over else int(self.out.action.flatten()[0]),
+            "q": [float(f"{v:.5g}") for v in q],
+            "legal": None if self.legal is None else [bool(v) for v in self.legal[0]],
+            "state": [round(v, 3) for v in h[:_SHOWN_UNITS]],
+            "reward": self.reward,
+            "return": float(f"{self.score:.7g}"),
+            "over": self.over,
+            "cut": self.cut,
+        }
+        if self.args is not None:
+            return out | self._town()
+        if self.pictures:
+            out["picture"] = _png(self.worlds)
+        out["obs"] = [float(f"{v:.5g}") for v in self.obs[0][:64].tolist()]
+        return out
+
+    def _scene(self) -> render.Scene:
+        return render.scene(self.args, self.worlds.env.get_state(), 0, self.action)  # type: ignore[arg-type,attr-defined]
+
+    def _town(self) -> dict[str, Any]:
+        scene, seen = self._scene(), self.seen
+        assert seen is not None
+        x, y = scene.agent
+        if scene.sight is None:
+            seen[:] = True
+        else:
+            r = scene.sight
+            seen[max(0, y - r) : y + r + 1, max(0, x - r) : x + r + 1] = True
+        return {
+            "x": x,
+            "y": y,
+            "hour": scene.hour,
+            "survival": scene.tick,
+            "meters": [round(v, 4) for v in scene.meters.values()],
+            "cents": scene.cents,
+            "progress": scene.progress,
+            "here": render.here(scene),
+            "ending": scene.ending,
+            "seen": "".join("1" if s else "0" for s in seen.ravel()),
+        }
+
+    def close(self) -> None:
+        self.worlds.close()
+
+
+def _open(agent: Agent) -> tuple[VectorAdapter, bool]:
+    """The world to play in, and whether it draws pictures of itself (the page draws the Town)."""
+    config = agent.config
+    if not config.is_town:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Gymnasium's, of a mode that the world lacks
+                worlds = make_worlds(config.env, 1, **{**config.evaluation_args, "render_mode": "rgb_array"})
+            if "rgb_array" in worlds.env.metadata.get("render_modes", []):
+                worlds.reset([0])
+                _png(worlds)
+                return worlds, True
+            worlds.close()
+        except Exception:  # whatever a world's drawing wants that is not here: it plays without pictures
+            pass
+    return agent.worlds(1), False
+
+
+def _png(worlds: VectorAdapter) -> str:
+    """What the world draws, as a data URL, at most 480 pixels wide or high."""
+    from PIL import Image
+
+    drawn = worlds.render()
+    image = Image.fromarray(np.asarray(drawn[0] if isinstance(drawn, (tuple, list)) else drawn, dtype=np.uint8))
+    image.thumbnail((480, 480))
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,304 @@
+"""Run folders below a folder, and what one says of itself. Whatever is half-written or damaged counts as not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import checkpoint
+from ..config import Config
+from ..records import process_mark
+from .curves import Metrics
+
+PAGES = {
+    "report.html": "text/html; charset=utf-8",
+    "learning.png": "image/png",
+    "survival.png": "image/png",
+    "memory.png": "image/png",
+}
+"""What a run may hold that the page links to or shows, with its type."""
+
+_DEPTH = 3  # folders between the one given and a run
+_RUNS = 1000
+_SILENCE = 60.0  # seconds without a sign of life after which a run counts as ended, where its process cannot be asked
+_CONFIG, _JSON = 1 << 16, 1 << 20  # bytes of the largest config.yaml and *.json that are read
+
+
+class _Yaml(yaml.SafeLoader):
+    """Without references: a few lines of them make a value of any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a reference")
+        return super().compose_node(parent, index)
+
+
+class Run:
+    """One run folder.
+
+    Attributes: ``name`` (relative to the folder served), ``folder``, ``metrics``.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.metrics = Metrics(folder / "metrics.csv")
+        self.lock = threading.Lock()  # of metrics
+        self._config: tuple[float, dict[str, Any]] = (-1.0, {})  # when config.yaml was written, what it holds
+
+    def config(self) -> dict[str, Any]:
+        """config.yaml as it stands, not checked."""
+        path = self.folder / "config.yaml"
+        written = _modified(path)
+        if self._config[0] != written:
+            try:
+                found = yaml.load(_small(path, _CONFIG), _Yaml)
+            except (OSError, yaml.YAMLError, ValueError, RecursionError):
+                found = None
+            self._config = written, found if isinstance(found, dict) else {}
+        return self._config[1]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """summary.json, status.json or memory.json."""
+        try:
+            found = json.loads(_small(self.folder / name, _JSON))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def agent_file(self) -> Path | None:
+        """Where the newest weights are: agent.ckpt, in runs without one the newest checkpoint."""
+        path = self.folder / "agent.ckpt"
+        if path.is_file():
+            return path
+        try:
+            return checkpoint.latest(self.folder / "checkpoints")
+        except checkpoint.CheckpointError:
+            return None
+
+    def agent_version(self) -> str | None:
+        """Changes with the weights."""
+        path = self.agent_file()
+        try:
+            return None if path is None else f"{path.name}.{path.stat().st_mtime_ns}"
+        except OSError:
+            return None
+
+    def page(self, name: str) -> Path | None:
+        """One of ``PAGES`` where the run has it; never a file outside the run's folder."""
+        path = self.folder / name
+        inside = path.resolve().parent == self.folder.resolve()
+        return path if name in PAGES and inside and path.is_file() else None
+
+    def overview(self) -> dict[str, Any]:
+        """A line of the list: what it is, how it is, how far, how well."""
+        with self.lock:
+            self.metrics.refresh()
+            config, status, summary = self.config(), self.json("status.json"), self.json("summary.json")
+            recorded = float(self.metrics.steps.max(initial=0.0))
+            score = next((c for c in _SCORES if self.metrics.last(c) is not None), None)
+            step = max(recorded, _number(status.get("step")))
+            total = _number(config.get("total_steps")) or _number(summary.get("total_steps"))
+            seconds = max(_number(status.get("seconds")), self.metrics.last("seconds") or 0.0)
+            state = self._state(status, summary)
+            return {
+                "name": self.name,
+                "env": str(config.get("env", summary.get("env", "unknown world"))),
+                "level": _level(config),
+                "members": max(1, int(_number(config.get("members"))), self.metrics.values.shape[1]),
+                "state": state,
+                "step": step,
+                "total": total,
+                "seconds": seconds,
+                "left": self._left(step, total, seconds) if state == "training" else None,
+                "score": None if score is None else {"column": score, "value": self.metrics.last(score)},
+                "spark": None if score is None else self.metrics.curve(score, 60),
+                "seen": max(_number(status.get("time")), _modified(self.folder / "metrics.csv")),
+            }
+
+    def _state(self, status: dict[str, Any], summary: dict[str, Any]) -> str:
+        """training, evaluating (the table at the end), finished, stopped (on purpose), ended (it did not say why)."""
+        said = status.get("state")
+        if said is None:  # a run of a Townlet that gave no sign of life
+            if summary:
+                return "finished" if summary.get("finished") else "stopped"
+            return "training" if time.time() - _modified(self.folder / "metrics.csv") < _SILENCE else "ended"
+        summed_up = _modified(self.folder / "summary.json") >= _number(status.get("time")) - 1.0
+        alive = _alive(status)
+        if said == "training":
+            return "training" if alive else "ended"
+        if said == "trained" and not summed_up:
+            return "evaluating" if alive else "finished"
+        return "finished" if said == "trained" else "stopped"
+
+    def _left(self, step: float, total: float, seconds: float) -> float | None:
+        """Seconds to the end at the pace of the last twentieth of the records."""
+        steps = self.metrics.steps
+        if not total or not seconds or "seconds" not in self.metrics.columns:
+            return None
+        since = (0.0, 0.0)
+        if steps.size >= 2:
+            i = -min(steps.size, max(5, steps.size // 20))
+            since = float(steps[i]), float(self.metrics.values[i, 0, self.metrics.columns.index("seconds")])
+        done, took = step - since[0], seconds - since[1]
+        return (total - step) * took / done if done > 0 and took > 0 else None
+
+    def details(self) -> dict[str, Any]:
+        """The run's page, but for its curves."""
+        overview, summary, memory = self.overview(), self.json("summary.json"), self.json("memory.json")
+        policies = summary.get("policies")
+        with self.lock:
+            phases = {p: self.metrics.last(f"{p}_s") for p in ("act", "env", "replay", "update", "eval")}
+            unreadable = self.metrics.unreadable
+            rates = {c: self.metrics.last(c) for c in ("steps_per_s", "updates_per_s")}
+        return overview | {
+            "phases": {p: v for p, v in phases.items() if v is not None},
+            "rates": rates,
+            "settings": _settings(self.config()),
+            "policies": policies if isinstance(policies, dict) else None,
+            "score_name": str(summary.get("score", "score")),
+            "memory": str(memory.get("sentence") or "") or None,
+            "pages": [name for name in PAGES if self.page(name)],
+            "agent": self.agent_version(),
+            "unreadable": unreadable,
+        }
+
+    def curves(self, points: int) -> tuple[str, dict[str, Any]]:
+        """(version, column -> curve). The version changes when a curve does."""
+        with self.lock:
+            self.metrics.refresh()
+            found = {c: self.metrics.curve(c, points) for c in self.metrics.columns}
+            return self.metrics.version, {c: v for c, v in found.items() if v is not None}
+
+    def curves_version(self) -> str:
+        """What `curves` would give as its version."""
+        with self.lock:
+            self.metrics.refresh()
+            return self.metrics.version
+
+
+_SCORES = ("eval_survival", "train_survival", "eval_return", "train_return")
+
+
+class Runs:
+    """The runs in ``root``: itself if it is a run folder, else those at most three folders below."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        if not self.root.is_dir():
+            raise ValueError(f"{root}: expected a run folder, or a folder with runs")
+        self._known: dict[str, Run] = {}
+        self._looked = 0.0
+        self._lock = threading.Lock()
+
+    def all(self) -> list[Run]:
+        """The runs by name; the disk is asked once a second at most."""
+        with self._lock:
+            if time.monotonic() - self._looked > 1.0 or not self._known:
+                folders = _run_folders(self.root)
+                self._known = {n: self._known.get(n) or Run(n, f) for n, f in folders.items()}
+                self._looked = time.monotonic()
+            return list(self._known.values())
+
+    def find(self, name: str) -> Run | None:
+        """The listed run of that name; a name is only ever looked up, never made into a path."""
+        return next((run for run in self.all() if run.name == name), None)
+
+
+def _run_folders(root: Path) -> dict[str, Path]:
+    if _is_run(root):
+        return {root.name: root}
+    found: dict[str, Path] = {}
+    for at, folders, _ in os.walk(root):
+        depth = len(Path(at).relative_to(root).parts)
+        inner = []
+        for name in sorted(folders):
+            path = Path(at) / name
+            if _is_run(path):
+                found[_shown(path.relative_to(root))] = path
+            elif depth + 1 < _DEPTH and not name.startswith("."):
+                inner.append(name)
+        folders[:] = inner
+        if len(found) >= _RUNS:
+            break
+    return found
+
+
+def _shown(path: Path) -> str:
+    """The name of a run; bytes that are no text are shown as such."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "metrics.csv").is_file()
+
+
+def _small(path: Path, limit: int) -> str:
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} is larger than {limit} bytes")
+    return data.decode("utf-8")
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _number(value: Any) -> float:
+    """A finite number, else 0."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if ok else 0.0
+
+
+def _alive(status: dict[str, Any]) -> bool:
+    """Whether the process that gave the sign still runs; of another machine's the last sign's age decides."""
+    mark = str(status.get("process"))
+    host, _, rest = mark.partition(":")
+    pid = rest.partition(":")[0]
+    mine = process_mark(os.getpid())
+    if mine is not None and mine.partition(":")[0] == host and pid.isdecimal():
+        return process_mark(int(pid)) == mark
+    return time.time() - _number(status.get("time")) < _SILENCE
+
+
+def _level(config: dict[str, Any]) -> str | None:
+    """hamlet or town, in the Town."""
+    try:
+        known = Config(env=config["env"], env_args=config.get("env_args") or {})
+    except (KeyError, ValueError, TypeError):
+        return None
+    return str(known.evaluation_args.get("level", "town")) if known.is_town else None
+
+
+def _settings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, value, default and meaning of every setting, in the order of config.yaml."""
+    default = Config().to_dict()
+    meanings = {name: f.metadata["meaning"] for name, f in Config.__dataclass_fields__.items()}
+    return [
+        {
+            "name": str(name),
+            "value": _text(value),
+            "default": _text(default[name]) if name in default else None,
+            "meaning": meanings.get(name, ""),
+        }
+        for name, value in config.items()
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{k}={_text(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "-"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return str(value)
