@@ -280,6 +280,46 @@ def test_a_live_episode_cut_by_an_added_one_is_masked_where_it_was_cut() -> None
     assert len(replay) == 6
 
 
+def test_a_final_observation_lengthens_the_streams_that_ended_and_no_other() -> None:
+    """In stream 1 every step ends an episode: as if its final observations were steps of their own, masked."""
+    both, alone = (buffer(1, n, seq_len=2, stride=1, capacity=60) for n in (2, 1))
+    state = torch.arange(2 * H).view(1, 2, H) / 10
+    for value in range(0, 12, 2):
+        both.add(**step(value, (1, 2), reset=True, mask=True))
+        both.add_final(torch.tensor([[False, True]]), torch.full((1, OBS), value + 1.0), None, state, state + 1)
+        alone.add(**step(value, reset=True))
+        nothing = torch.zeros(1, 1)
+        final = {"action": nothing.int(), "reward": nothing, "h": state[:, 1:], "c": state[:, 1:] + 1}
+        alone.add(**step(value + 1, mask=False, **final))
+    assert both._count.tolist() == [6, 12]
+    for name, mine in both._data.items():
+        rows = slice(both.ring, both.ring + 12)
+        assert torch.equal(mine[rows], alone._data[name][:12]), name
+    assert torch.equal(both._h[both.ring : both.ring + 12], alone._h[:12])
+    assert torch.equal(both._c[both.ring : both.ring + 12], alone._c[:12])
+    assert both.windows.tolist() == [4 + 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ended": torch.ones(1, 3) > 0}, r"mask has shape \[1, 3\]; expected \[1, 2\]"),
+        ({"obs": torch.zeros(2, OBS)}, r"obs has shape \[2, 2\]; expected \[1, 2\]"),
+        ({"obs": torch.full((1, OBS), torch.inf)}, "obs holds NaN or infinity"),
+        ({"legal": torch.ones(1, A + 1, dtype=torch.bool)}, r"legal has shape \[1, 4\]; expected \[1, 3\]"),
+        ({"h": torch.zeros(1, 1, H)}, r"h has shape \[1, 1, 2\]; expected \[1, 2, 2\]"),
+    ],
+)
+def test_a_final_observation_that_does_not_fit_is_named_and_not_stored(changes: dict[str, Any], message: str) -> None:
+    replay, state = buffer(1, 2), torch.zeros(1, 2, H)
+    replay.add(**step(0, (1, 2), reset=True))
+    ended = torch.tensor([[False, True]])
+    given = {"ended": ended, "obs": torch.zeros(1, OBS), "legal": None, "h": state, "c": state, **changes}
+    with pytest.raises(ValueError, match=message):
+        replay.add_final(**given)
+    assert replay._count.tolist() == [1, 1]
+
+
 def test_states_of_added_episodes_are_zero_unless_given() -> None:
     replay = buffer(seq_len=2, stride=1)
     replay.add_episode(0, torch.zeros(4, OBS), [0, 0, 0], [0, 0, 0], terminated=True)

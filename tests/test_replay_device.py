@@ -31,10 +31,17 @@ def fields(g: torch.Generator, store_legal: bool, closed: Tensor) -> dict[str, A
 
 
 def play(replay: SequentialReplayBuffer, store_legal: bool, seed: int, steps: int = 40) -> None:
-    """Live steps of all streams, every seventh time an added episode as well, and a draw whose priorities change."""
+    """Live steps of all streams, final observations of some, every seventh time an added episode as well, and a draw
+    whose priorities change."""
     g = torch.Generator().manual_seed(seed)
     for t in range(steps):
         replay.add(**fields(g, store_legal, replay._closed))
+        if t % 3 == 1:
+            ended = torch.rand(P, E, generator=g) < 0.5
+            k = int(ended.sum())
+            legal = torch.rand(k, A, generator=g) < 0.5 if store_legal else None
+            h, c = torch.rand(2, P, E, H, generator=g)
+            replay.add_final(ended, torch.rand(k, OBS, generator=g), legal, h, c)
         if t % 7 == 3:
             n = int(torch.randint(1, replay.ring - 1, (), generator=g))
             legal = torch.rand(n + 1, A, generator=g) < 0.5 if store_legal else None

@@ -281,15 +281,17 @@ class SequentialReplayBuffer:
 
         Errors: ValueError naming the argument; nothing has been stored then.
         """
-        ended = self._check({"mask": ended}, (self.members, self.num_envs))["mask"].flatten()
-        streams = ended.nonzero().flatten().tolist()
-        lead = (len(streams),)
+        whole = self._check({"mask": ended, "h": h, "c": c}, (self.members, self.num_envs))
+        which = whole["mask"].flatten().nonzero().flatten()
+        lead = (len(which),)
         steps: dict[str, Any] = {"obs": obs} if legal is None else {"obs": obs, "legal": legal}
         never = torch.zeros(lead, dtype=torch.bool)
         steps |= {"action": never, "reward": never, "terminated": never, "reset": never, "mask": never}
         data = self._check(steps, lead)
-        data |= {name: v.flatten(0, 1)[ended.to(v.device)] for name, v in (("h", h), ("c", c))}
-        for k, stream in enumerate(streams):
+        if not bool(data["obs"].isfinite().all()):
+            raise ValueError("obs holds NaN or infinity; expected finite numbers")
+        data |= {name: whole[name].flatten(0, 1)[devices.upload(which, whole[name].device)] for name in ("h", "c")}
+        for k, stream in enumerate(which.tolist()):
             self._write(stream, 1, 1, {name: value[k : k + 1] for name, value in data.items()})
 
     def add_episode(
