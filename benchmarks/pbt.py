@@ -1,0 +1,81 @@
+"""Population based training against the same population without it, from bad spreads of learning rates, in CartPole.
+
+    python benchmarks/pbt.py
+
+Two spreads over 8 members: `wide`, 1e-6 to 1e-1, holds a good value and many useless ones; `low`, 1e-6 to 1e-4, holds
+none: training has to move there. Everything else is the same, seeds included. Each member then plays 50 greedy episodes
+that it has not seen. Prints a table per spread; exits with 1 when PBT's mean over members is not above the control's in
+every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from townlet.config import Config
+from townlet.evaluate import mean_interval
+from townlet.report import Agent
+from townlet.trainer import Trainer
+
+SPREADS = {"wide": "log:1e-6:1e-1", "low": "log:1e-6:1e-4"}
+SETTINGS: dict[str, Any] = {
+    "env": "CartPole-v1", "members": 8, "num_envs": 8, "learning_starts": 1_000, "capacity": 20_000, "encoder": [32],
+    "hidden_size": 32, "head_size": 32, "seq_len": 16, "burn_in": 4, "batch_size": 16, "replay_ratio": 8,
+    "epsilon_end": 0.05, "epsilon_decay_steps": 5_000, "epsilon_ladder": 0, "lr_decay_steps": 0, "sync_every": 50,
+    "gamma": 0.98, "eval_every": 0, "checkpoint_every": 0, "eval_max_steps": 500,
+}  # fmt: skip
+
+
+def run(config: Config) -> tuple[list[float], list[float], int]:
+    """Mean return of each member over the final episodes, the learning rates at the end, copies made."""
+    trainer = Trainer(config, record=False)
+    trainer.train()
+    returns = Agent.of(trainer).evaluate(50, config.seed).returns.mean(axis=1)
+    return returns.tolist(), trainer.schedules.hyper["lr"].tolist(), len(trainer.pbt.lineage)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15_000, help="environment steps per member (default: 15,000)")
+    parser.add_argument("--every", type=int, default=1_000, help="steps between events (default: 1,000)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    better = True
+    for spread, lr in SPREADS.items():
+        print(f"\nlr={lr}\n\n| | mean over members, per seed | mean | best member | members above 100 | minutes |")
+        print("|---|---|---|---|---|---|")
+        means = {}
+        for name, every in (("without", 0), ("PBT", options.every)):
+            begun, rows = time.perf_counter(), []
+            for seed in range(options.seeds):
+                steps = {"total_steps": options.steps, "pbt_every": every}
+                own = {"lr": lr, "seed": 100 * seed, "threads": options.threads}
+                rows.append(run(Config.from_dict({**SETTINGS, **steps, **own})))
+            returns = np.array([r for r, _, _ in rows])  # [seeds, members]
+            means[name] = returns.mean(axis=1)
+            mean, half = mean_interval(means[name])
+            per_seed = ", ".join(f"{m:.0f}" for m in means[name])
+            best, above = returns.max(axis=1).mean(), int((returns > 100).sum())
+            minutes = (time.perf_counter() - begun) / 60
+            counts = f"{best:.0f} | {above} of {returns.size} | {minutes:.1f}"
+            print(f"| {name} | {per_seed} | {mean:.0f} ± {half:.0f} | {counts} |", flush=True)
+            keys = ("returns", "lr", "copies")
+            figures[f"{spread}, {name}"] = [dict(zip(keys, row, strict=True)) for row in rows]
+        better &= bool((means["PBT"] > means["without"]).all())
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    if not better:
+        raise SystemExit("below the bar: PBT's mean over members above the control's in every seed")
+
+
+if __name__ == "__main__":
+    main()
