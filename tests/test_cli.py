@@ -258,8 +258,8 @@ def test_a_world_that_cannot_be_drawn_is_named(tmp_path, capsys, monkeypatch):
     folder = str(tmp_path / "run")
     flags = [*arguments(tiny(members=1, final_eval_episodes=0)), "--env", "popgym-PositionOnlyCartPoleEasy-v0"]
     assert main(["train", *flags, "--run-dir", folder]) == 0
-    assert main(["watch", folder]) == 2
-    assert "offers pictures ['human', 'rgb_array'], expected 'ansi'" in capsys.readouterr().err
+    assert main(["watch", folder]) == 0
+    assert "sees " in capsys.readouterr().out  # no text of its own: its numbers
 
     def no_library(self):
         raise gymnasium.error.DependencyNotInstalled("the drawing library is not installed")

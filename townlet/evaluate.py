@@ -134,16 +134,22 @@ class GreedyActor:
         self.h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self.c = torch.zeros_like(self.h)
 
-    @torch.no_grad()
     def step(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
         """Q-values and greedy actions for observations [P*N, obs_size]; advances the state once."""
+        out = self.peek(obs, legal, reset)
+        self.h, self.c = out.h, out.c
+        return out
+
+    @torch.no_grad()
+    def peek(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
+        """What `step` would return; the state stays where it is."""
 
         def rows(array: np.ndarray, *rest: int) -> Tensor:
             tensor = torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
             return devices.upload(tensor, self.device)
 
         x, first = rows(obs, -1), rows(reset)
-        out = ops.act(
+        return ops.act(
             self.packed,
             x if self.encodes else self.network.encode(self.params, x),
             self.h,
@@ -151,8 +157,6 @@ class GreedyActor:
             first if self.memory else torch.ones_like(first),
             None if legal is None else rows(legal, -1),
         )
-        self.h, self.c = out.h, out.c
-        return out
 
     def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
         return self.step(obs, legal, reset).action.flatten().cpu().numpy()
@@ -168,18 +172,16 @@ def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: i
     returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
     survival: np.ndarray | None = None
     alive, reset = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
-    over = np.zeros(n, dtype=bool)
     for _ in range(max_steps):
         step = adapter.step(actor(obs, legal, reset))
         returns += np.where(alive, step.reward, 0.0)
         lengths += alive
         if step.survival is not None:
             survival = np.where(alive, step.survival, 0.0 if survival is None else survival)
-        obs, legal, reset = step.obs, step.legal, over
-        over = (step.terminated | step.truncated) & ~reset
-        alive &= ~over
+        alive &= ~step.over
         if not alive.any():
             break
+        obs, legal, reset = step.obs, step.legal, step.first
     return Evaluation(returns[None], lengths[None], None if survival is None else survival[None], alive[None].copy())
 
 

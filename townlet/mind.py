@@ -1,0 +1,334 @@
+"""What goes on inside an agent at one step: Q-values, the state and what it changes, what of the map was seen so far.
+
+`Thinker` acts and takes the notes (`Thought`), `SeenMap` reads the Town's observations; `text` and `picture` show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .envs import render
+from .envs.rules import ACTIONS, BUILDINGS
+from .envs.town import TownArgs
+from .evaluate import GreedyActor
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+UNSEEN, EMPTY, SOMETHING, OFF_GRID = -1, -2, -3, -4
+"""What `SeenMap` holds beside buildings' indices: never seen, free ground, a building of unknown kind, no cell."""
+
+
+@dataclass(frozen=True)
+class Thought:
+    """One step of one agent; A actions, H units."""
+
+    obs: np.ndarray  # [obs_size]
+    legal: np.ndarray | None  # [A]
+    action: int
+    q: np.ndarray  # [A]
+    q_cleared: np.ndarray  # [A], had the state been cleared just before this observation
+    cleared_action: int
+    state: np.ndarray  # [H], the LSTM's output after this observation
+    change: np.ndarray  # [H], against the step before
+    norms: list[float]  # of the state, all steps so far
+    effects: list[float]  # largest difference between q and q_cleared over the legal actions, all steps so far
+
+    @property
+    def most_changed(self) -> list[int]:
+        """The units that changed most in this step, at most five, the largest change first."""
+        order = np.argsort(-np.abs(self.change), kind="stable")[:5]
+        return [int(u) for u in order if self.change[u] != 0.0]
+
+    def allowed(self, action: int) -> bool:
+        """Whether the action is legal; where none is, all are."""
+        return self.legal is None or bool(self.legal[action]) or not self.legal.any()
+
+
+class Thinker:
+    """A greedy agent in one environment that says what it thinks; acts as `GreedyActor` does."""
+
+    def __init__(self, network: Any, params: dict[str, Any], *, memory: bool) -> None:
+        self.actor = GreedyActor(network, params, 1, memory=memory)
+        self.norms: list[float] = []
+        self.effects: list[float] = []
+
+    def step(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> Thought:
+        """Chooses an action for obs [1, obs_size] and advances the state once."""
+        before = self.actor.h
+        cleared = self.actor.peek(obs, legal, np.ones(1, dtype=bool))
+        out = self.actor.step(obs, legal, reset)
+        q, q_cleared = out.q[0, 0].cpu().numpy(), cleared.q[0, 0].cpu().numpy()
+        possible = np.ones(len(q), dtype=bool) if legal is None or not legal[0].any() else legal[0]
+        self.norms.append(float(out.h.norm()))
+        self.effects.append(float(np.abs(q - q_cleared)[possible].max()))
+        return Thought(
+            obs=obs[0],
+            legal=None if legal is None else legal[0],
+            action=int(out.action),
+            q=q,
+            q_cleared=q_cleared,
+            cleared_action=int(cleared.action),
+            state=out.h[0, 0].cpu().numpy(),
+            change=(out.h - before)[0, 0].cpu().numpy(),
+            norms=list(self.norms),
+            effects=list(self.effects),
+        )
+
+
+@dataclass
+class SeenMap:
+    """What a perfect memory would know of the Town's map, from the observations of one episode alone."""
+
+    args: TownArgs
+    cells: np.ndarray = field(init=False)  # int [size, size]: a building's index, or UNSEEN, EMPTY, SOMETHING
+    window: np.ndarray = field(init=False)  # int [side, side]: what is in sight now, OFF_GRID beyond the edge
+    position: tuple[int, int] = field(init=False, default=(0, 0))
+
+    def __post_init__(self) -> None:
+        self.cells = np.full((self.args.size, self.args.size), UNSEEN)
+
+    def add(self, obs: np.ndarray) -> None:
+        """Takes in one observation [obs_size]."""
+        layout, size = self.args.observation, self.args.size
+        planes = obs[layout.map].reshape(layout.map_shape)
+        x, y = (round(float(v) * (size - 1)) for v in obs[layout.position])
+        self.position = (x, y)
+        kinds = planes[: len(BUILDINGS)] if len(planes) >= len(BUILDINGS) else None
+        if kinds is None:
+            self.window = np.where(planes[0] > 0, SOMETHING, EMPTY)
+        else:
+            self.window = np.where(kinds.any(axis=0), kinds.argmax(axis=0), EMPTY)
+        left, top = 0, 0
+        if self.args.partial:
+            self.window[planes[-1] > 0] = OFF_GRID
+            left, top = x - self.args.radius_used, y - self.args.radius_used
+        underfoot = int(obs[layout.underfoot].argmax())
+        for (row, column), what in np.ndenumerate(self.window):
+            if what != OFF_GRID:
+                known = self.cells[top + row, left + column]
+                self.cells[top + row, left + column] = known if what == SOMETHING and known >= 0 else what
+        if underfoot < len(BUILDINGS):
+            self.cells[y, x] = underfoot
+
+    @property
+    def share(self) -> float:
+        """Of the cells seen so far."""
+        return float((self.cells != UNSEEN).mean())
+
+
+def action_names(town: bool, count: int) -> list[str]:
+    """How the actions are called."""
+    if town:
+        return [f"{arrow} {name}" for arrow, name in zip(render._ARROWS, ACTIONS, strict=True)]
+    return [f"action {a}" for a in range(count)]
+
+
+# ---- as text --------------------------------------------------------------------------------------------------------
+
+
+def text(thought: Thought, names: Sequence[str], seen: SeenMap | None) -> str:
+    """The lines below a frame in the terminal."""
+    t = thought
+    shown = [a for a in range(len(t.q)) if t.allowed(a)]
+    low, high = min(t.q[shown]), max(t.q[shown])
+    lines = ["Q-values, and what they were with the state cleared now"]
+    for a, name in enumerate(names):
+        bar = round(20 * float((t.q[a] - low) / (high - low))) if high > low and t.allowed(a) else 0
+        mark = "▶" if a == t.action else " "
+        values = f"{t.q[a]:8.3f} {t.q_cleared[a]:8.3f}" if t.allowed(a) else "       not legal"
+        lines.append(f" {mark} {name:<11} {'█' * bar + '░' * (20 - bar)} {values}")
+    if seen is None:
+        lines += _numbers(t.obs)
+    else:
+        lines += _side_by_side(seen)
+    lines.append(f"state, {len(t.state)} units from -1 to 1, its norm {t.norms[-1]:.2f}  {_spark(t.norms[-40:])}")
+    strip = _spark(t.state, -1.0, 1.0)
+    lines += [f"  {strip[i : i + 64]}" for i in range(0, len(strip), 64)]
+    changed = ", ".join(f"{u} ({t.change[u]:+.2f})" for u in t.most_changed)
+    lines.append(f"  changed most: {changed or 'nothing'}")
+    other = names[t.cleared_action]
+    would = "choose the same" if t.cleared_action == t.action else f"choose {other}"
+    lines.append(
+        f"memory moves Q by up to {t.effects[-1]:.3f}  {_spark(t.effects[-40:])}  without it, it would {would}"
+    )
+    return "\n".join(lines)
+
+
+def _numbers(obs: np.ndarray) -> list[str]:
+    if len(obs) <= 16:
+        return ["sees " + " ".join(f"{v:.3g}" for v in obs)]
+    strip = _spark(obs)
+    return [f"sees {len(obs)} numbers, {obs.min():.3g} to {obs.max():.3g}"] + [
+        f"  {strip[i : i + 64]}" for i in range(0, min(len(strip), 256), 64)
+    ]
+
+
+def _spark(values: Any, low: float | None = None, high: float | None = None) -> str:
+    """One character per number, by height between low and high."""
+    values = np.asarray(values, dtype=np.float64)
+    low = float(values.min()) if low is None else low
+    high = float(values.max()) if high is None else high
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return "".join(_BLOCKS[int(i)] for i in np.clip(np.floor(8 * scaled), 0, 7))
+
+
+def _cell(what: int) -> str:
+    if what >= 0:
+        return render._CODES[what]
+    return {UNSEEN: "░░", EMPTY: " ·", SOMETHING: "??", OFF_GRID: "##"}[what]
+
+
+def _side_by_side(seen: SeenMap) -> list[str]:
+    window = [" ".join(_cell(int(c)) for c in row) for row in seen.window]
+    cells = [[_cell(int(c)) for c in row] for row in seen.cells]
+    x, y = seen.position
+    if seen.cells[y, x] < 0:
+        cells[y][x] = " @"
+    known = [" ".join(row) for row in cells]
+    width = max(len(window[0]), len("in sight")) + 4
+    rows = max(len(window), len(known))
+    left = [*window, *[""] * (rows - len(window))]
+    right = [*known, *[""] * (rows - len(known))]
+    title = f"  {'in sight':<{width}}seen so far ({100 * seen.share:.0f}% of the map)"
+    return [title, *(f"  {a:<{width}}{b}" for a, b in zip(left, right, strict=True))]
+
+
+# ---- as a picture ---------------------------------------------------------------------------------------------------
+
+WIDTH = 340
+_BLUE, _RED, _BLANK = (44, 110, 180), (206, 80, 60), (240, 237, 229)
+
+
+def picture(thought: Thought, names: Sequence[str], seen: SeenMap | None, height: int) -> np.ndarray:
+    """A panel beside a frame: uint8 [height, WIDTH, 3], height at least that of its content."""
+    from PIL import Image, ImageDraw
+
+    height = max(height, panel_height(thought, names, seen))
+    scale = render._SCALE
+    image = Image.new("RGB", (WIDTH * scale, height * scale), render._PAPER)
+    pen = render._Pen(ImageDraw.Draw(image))
+    y = _draw_q(pen, thought, names, 20.0)
+    y = _draw_obs(pen, thought.obs, y) if seen is None else _draw_maps(pen, seen, y)
+    y = _draw_state(pen, thought, y)
+    _draw_effect(pen, thought, names, y)
+    return np.asarray(image.resize((WIDTH, height), Image.Resampling.LANCZOS), np.uint8).copy()
+
+
+def panel_height(thought: Thought, names: Sequence[str], seen: SeenMap | None) -> int:
+    """Pixels that the panel's content takes."""
+    rows = -(-len(thought.state) // _PER_ROW)
+    view = _MAP + 34 if seen is not None else 44
+    return round(20 + 26 + 20 * len(names) + 10 + view + 34 + rows * _UNIT + 10 + 104)
+
+
+_LEFT, _RIGHT = 8, WIDTH - 20
+_PER_ROW, _UNIT = 32, 9.75  # units of the state in a row, pixels of each
+_MAP = 140
+
+
+def _heading(pen: render._Pen, words: str, y: float) -> float:
+    pen.text(_LEFT, y + 6, words, 13, render._INK, bold=True)
+    return y + 20
+
+
+def _draw_q(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -> float:
+    y = _heading(pen, "Q-values (line: with the state cleared now)", y) + 6
+    shown = [a for a in range(len(t.q)) if t.allowed(a)]
+    values = np.concatenate([t.q[shown], t.q_cleared[shown]])
+    low, high = float(values.min()), float(values.max())
+    room, left = 150.0, _LEFT + 100.0
+
+    def place(value: float) -> float:
+        return 6 + (room - 6) * (value - low) / (high - low) if high > low else room / 2
+
+    for a, name in enumerate(names):
+        chosen, allowed = a == t.action, t.allowed(a)
+        ink = render._INK if allowed else render._FAINT
+        pen.text(_LEFT + 12, y + 7, name, 12, ink, bold=chosen)
+        if chosen:
+            pen.text(_LEFT, y + 7, "▶", 10, _RED)
+        pen.box(left, y, room, 14, _BLANK, radius=3)
+        if allowed:
+            pen.box(left, y, place(float(t.q[a])), 14, _RED if chosen else (150, 170, 196), radius=3)
+            pen.box(left + place(float(t.q_cleared[a])) - 1, y - 2, 2, 18, render._INK)
+        pen.text(_RIGHT, y + 7, f"{t.q[a]:.2f}" if allowed else "not legal", 12, ink, "rm", bold=chosen)
+        y += 20
+    return y + 10
+
+
+def _draw_maps(pen: render._Pen, seen: SeenMap, y: float) -> float:
+    _heading(pen, "In sight", y)
+    right = _RIGHT - _MAP
+    pen.text(right, y + 6, f"Seen so far ({100 * seen.share:.0f}%)", 13, render._INK, bold=True)
+    y += 22
+    _draw_cells(pen, seen.window, _LEFT, y, None)
+    _draw_cells(pen, seen.cells, right, y, seen.position)
+    return y + _MAP + 12
+
+
+def _draw_cells(pen: render._Pen, cells: np.ndarray, left: float, top: float, at: tuple[int, int] | None) -> None:
+    side = _MAP / len(cells)
+    at = (len(cells) // 2, len(cells) // 2) if at is None else at
+    pen.box(left, top, _MAP, _MAP, (70, 72, 80))
+    for (row, column), what in np.ndenumerate(cells):
+        x, y = left + column * side, top + row * side
+        ground = {UNSEEN: (70, 72, 80), OFF_GRID: (30, 32, 40)}.get(int(what), (214, 226, 196))
+        pen.box(x + 0.5, y + 0.5, side - 1, side - 1, ground)
+        if what >= 0 or what == SOMETHING:
+            colour = render._COLOURS[what] if what >= 0 else (120, 122, 128)
+            pen.box(x + 1, y + 1, side - 2, side - 2, colour, radius=side * 0.12)
+            if side >= 11:
+                mark = render._CODES[what] if what >= 0 else "?"
+                pen.text(x + side / 2, y + side / 2, mark, round(side * 0.45), (255, 255, 255), "mm", bold=True)
+    x, y = left + (at[0] + 0.5) * side, top + (at[1] + 0.5) * side
+    pen.ring(x, y, side * 0.4, 1.0, (40, 36, 30), max(1.5, side * 0.08))
+
+
+def _heat(value: float, largest: float) -> render.Colour:
+    """White at 0, blue below, red above."""
+    share = min(1.0, abs(value) / largest) if largest > 0 else 0.0
+    return render._mix(_BLANK, _BLUE if value < 0 else _RED, share)
+
+
+def _draw_obs(pen: render._Pen, obs: np.ndarray, y: float) -> float:
+    if len(obs) <= 4:
+        y = _heading(pen, "In sight: " + "  ".join(f"{v:.3g}" for v in obs), y)
+    else:
+        y = _heading(pen, f"In sight: {len(obs)} numbers, {obs.min():.3g} to {obs.max():.3g}", y)
+    width, largest = (_RIGHT - _LEFT) / len(obs), float(np.abs(obs).max())
+    pen.box(_LEFT, y, _RIGHT - _LEFT, 12, _BLANK)
+    for i, v in enumerate(obs):
+        pen.box(_LEFT + i * width, y, max(width - (0.5 if width > 3 else 0), 0.5), 12, _heat(float(v), largest))
+    return y + 24
+
+
+def _draw_state(pen: render._Pen, t: Thought, y: float) -> float:
+    y = _heading(pen, f"State: {len(t.state)} units (framed: changed most)", y)
+    for u, value in enumerate(t.state):
+        row, column = divmod(u, _PER_ROW)
+        pen.box(_LEFT + column * _UNIT, y + row * _UNIT, _UNIT - 0.75, _UNIT - 0.75, _heat(float(value), 1.0))
+    for u in t.most_changed:
+        row, column = divmod(u, _PER_ROW)
+        pen.frame(_LEFT + column * _UNIT - 1, y + row * _UNIT - 1, _UNIT + 1, _UNIT + 1, render._INK, 1.5, 1)
+    return y + -(-len(t.state) // _PER_ROW) * _UNIT + 10
+
+
+def _draw_effect(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -> None:
+    half = (_RIGHT - _LEFT - 16) / 2
+    for left, title, values, colour in (
+        (_LEFT, f"its norm: {t.norms[-1]:.2f}", t.norms, _BLUE),
+        (_LEFT + half + 16, f"its effect on Q: {t.effects[-1]:.2f}", t.effects, _RED),
+    ):
+        pen.text(left, y + 6, title, 12, render._INK)
+        last, top = values[-60:], max(values[-60:]) or 1.0
+        pen.box(left, y + 18, half, 40, _BLANK, radius=3)
+        for i, v in enumerate(last):
+            tall = 38 * v / top
+            if tall > 0.5:  # else nothing to see
+                pen.box(left + i * half / 60, y + 58 - tall, half / 60, tall, colour)
+    same = t.cleared_action == t.action
+    words = "without it: the same action" if same else f"without it, it would choose {names[t.cleared_action]}"
+    pen.text(_LEFT, y + 74, words, 12, render._FAINT if same else _RED, bold=not same)
