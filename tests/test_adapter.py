@@ -5,11 +5,12 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
-import worlds as _worlds  # noqa: F401  registers the Clocks
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Text
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from worlds import clock
 
 from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+from townlet.trainer import Trainer
 
 
 class Odd(gymnasium.Env):
@@ -75,6 +76,16 @@ def test_actions_begin_at_the_space_start():
 def test_what_is_not_supported_is_named(env, message):
     with pytest.raises(ValueError, match=f"^a-world: .*{message}"):
         VectorAdapter(env(), "a-world")
+
+
+def test_text_is_left_out_and_a_run_says_so():
+    space = Dict({"at": Box(0, 1, (2,)), "mission": Text(9)})
+    value, said = {"at": np.ones(2, np.float32), "mission": "go"}, []
+    Trainer(clock(), make=lambda env_id, n, **a: VectorAdapter(vector(space, value, n=n), "w"), say=said.append)
+    assert "w: observation['mission'] is text and is left out" in said
+    said.clear()
+    Trainer(clock(), say=said.append)
+    assert not [line for line in said if "left out" in line]
 
 
 def test_combined_actions_are_numbered_through():

@@ -11,10 +11,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_trainer import same
 from worlds import SavableClock, clock
 
-from townlet import ops, reference
+from townlet import ops, reference, watch
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import evaluate_policy
 from townlet.replay import SequentialReplayBuffer
+from townlet.report import Agent
+from townlet.serve.play import _open
 from townlet.trainer import Trainer
 
 MODES = list(AutoresetMode)
@@ -239,6 +241,19 @@ def test_a_run_goes_on_bit_for_bit_in_every_mode(tmp_path, mode):
     trees = whole.state_dict(), second.state_dict()
     assert whole.updates > 10
     assert same(*({k: v for k, v in tree.items() if k != "config"} for tree in trees))
+
+
+def test_whoever_reads_a_run_opens_the_worlds_it_was_trained_in(tmp_path):
+    """With the last action and reward among the inputs; another row would not fit the network."""
+    run = Trainer(clock(total_steps=80, last_action=True, last_reward=True, run_dir=str(tmp_path / "run")))
+    run.train()
+    agent = Agent.load(tmp_path / "run")
+    assert agent.network.obs_size == 2 + 2 + 1
+    assert np.array_equal(agent.evaluate(5, 1).returns, Agent.of(run).evaluate(5, 1).returns)
+    assert len(list(watch.episode(agent, "ansi", seed=1))) > 3
+    worlds, pictures = _open(agent)
+    assert pictures
+    assert worlds.obs_size == 5
 
 
 # ---- what a SAME_STEP world must tell -------------------------------------------------------------------------------

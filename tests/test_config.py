@@ -76,6 +76,8 @@ def test_stages_of_the_curriculum():
         ({"loss": "l1"}, r"loss='l1': expected huber or mse"),
         ({"network": "cnn"}, r"network='cnn': expected auto, mlp, conv or spatial"),
         ({"network": "spatial", "env": "CartPole-v1"}, r"expected auto, mlp or conv for worlds other than"),
+        ({"network": "spatial", "last_action": True}, r"last_action=True: expected false with network=spatial"),
+        ({"network": "spatial", "last_reward": True}, r"last_reward=True: expected false with network=spatial"),
         ({"cell": "gru"}, r"cell='gru': expected lstm; other cells \(GRU among them\) are not supported"),
         ({"layers": 2}, r"layers=2: expected 1; stacked recurrent layers are not supported"),
         ({"encoder": [0]}, r"encoder=\(0,\): expected sizes of at least 1"),

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..assembly import open_worlds
 from ..checkpoint import CheckpointError
 from ..envs import render
-from ..envs.adapter import VectorAdapter, make_worlds
+from ..envs.adapter import VectorAdapter
 from ..envs.rules import ACTIONS, BUILDINGS, METERS
 from ..evaluate import GreedyActor
 from ..report import Agent
@@ -232,7 +233,7 @@ def _open(agent: Agent) -> tuple[VectorAdapter, bool]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Gymnasium's, of a mode that the world lacks
-                worlds = make_worlds(config.env, 1, **{**config.evaluation_args, "render_mode": "rgb_array"})
+                worlds = open_worlds(config, 1, {**config.evaluation_args, "render_mode": "rgb_array"})
             if "rgb_array" in worlds.env.metadata.get("render_modes", []):
                 worlds.reset([0])
                 _png(worlds)
