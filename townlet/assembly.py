@@ -14,15 +14,28 @@ from . import ops
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
+from .envs.workers import WorkerAdapter
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .replay import SequentialReplayBuffer
 
 
 def open_worlds(
-    config: Config, n: int, args: Mapping[str, Any], make: Callable[..., VectorAdapter] = make_worlds
+    config: Config,
+    n: int,
+    args: Mapping[str, Any],
+    make: Callable[..., VectorAdapter] = make_worlds,
+    *,
+    workers: int = 0,
 ) -> VectorAdapter:
-    """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for."""
-    worlds = make(config.env, n, **args)
+    """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for.
+
+    They live in ``workers`` processes, or in this one for 0.
+    """
+
+    def here(some: int) -> VectorAdapter:
+        return make(config.env, some, **args)
+
+    worlds = WorkerAdapter(here, n, workers) if workers else here(n)
     worlds.feed_back(action=config.last_action, reward=config.last_reward)
     return worlds
 

@@ -82,6 +82,9 @@ class Config:
     members: int = _setting(1, "P, independent agents trained side by side")
     num_envs: int = _setting(128, "E, environments per member")
     threads: int = _setting(0, "CPU threads for torch; 0 leaves torch's own choice; another number rounds differently")
+    workers: int = _setting(
+        0, "processes that step the environments, for worlds with slow steps; 0 for this one; not for the Town"
+    )
 
     device: str = _setting("cpu", "where networks, optimiser and replay live and are computed: cpu, cuda or cuda:N")
     cuda_graph: bool = _setting(True, "on cuda, record the update as a CUDA graph and replay it")

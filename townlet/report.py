@@ -64,7 +64,7 @@ class Agent:
 
     def worlds(self, n: int) -> VectorAdapter:
         """``n`` evaluation environments."""
-        return open_worlds(self.config, n, self.config.evaluation_args)
+        return open_worlds(self.config, n, self.config.evaluation_args, workers=self.config.workers)
 
     def evaluate(self, episodes: int, seed: int, *, memory: bool | None = None, stream: str = "test") -> Evaluation:
         """Greedy episodes; ``memory`` None runs the agent as it was trained."""

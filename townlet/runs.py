@@ -15,6 +15,7 @@ CHANGEABLE_ON_RESUME = frozenset(
     [
         "total_steps",
         "threads",
+        "workers",
         "device",
         "cuda_graph",
         "eval_every",

@@ -137,7 +137,7 @@ class Trainer:
     def _training_worlds(self) -> VectorAdapter:
         """The worlds of the present stage."""
         c = self.config
-        return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make)
+        return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make, workers=c.workers)
 
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
         if folder is None and not record:
@@ -285,7 +285,8 @@ class Trainer:
 
     def evaluation_worlds(self, n: int) -> VectorAdapter:
         """``n`` environments as evaluation wants them."""
-        return open_worlds(self.config, n, self.config.evaluation_args, self.make)
+        c = self.config
+        return open_worlds(c, n, c.evaluation_args, self.make, workers=c.workers)
 
     def _record(self, records: Records | None) -> None:
         self.population.check()

@@ -141,6 +141,7 @@ _AT_LEAST_1 = [
 _AT_LEAST_0 = [
     "seed",
     "threads",
+    "workers",
     "learning_starts",
     "burn_in",
     "rescale_eps",
@@ -196,6 +197,7 @@ def validate(c: Config) -> None:
     require(c.cell == "lstm", "cell", "lstm; other cells (GRU among them) are not supported")
     require(c.layers == 1, "layers", "1; stacked recurrent layers are not supported")
     require(c.network in ("auto", "mlp", "conv", "spatial"), "network", "auto, mlp, conv or spatial")
+    require(not (c.workers and c.is_town), "workers", f"0 for {TOWN_ID}, which steps all environments at once")
     require(c.network != "spatial" or c.is_town, "network", f"auto, mlp or conv for worlds other than {TOWN_ID}")
     if c.conv is not None:
         parse_convolutions(c.conv)
