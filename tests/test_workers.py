@@ -161,6 +161,22 @@ def test_a_run_with_workers_is_that_without_also_when_it_is_resumed_with_others(
         assert equal(weights(whole), weights(resumed))
 
 
+def test_a_state_goes_from_workers_to_one_process_and_back():
+    one, many = pair(lambda n: make_worlds("SavableClock-v0", n), 5, 2)
+    pending = 0
+    for _ in range(12):  # also where some environments, not the same in both slices, are about to reset
+        state = many.get_state()
+        pending += 0 < state["over"].sum() < 5
+        assert str(one.get_state()) == str(state)
+        many.reset(range(90, 95))
+        many.set_state(one.get_state())
+        one.set_state(state)
+        action = np.arange(5) % 2
+        same(one.step(action), many.step(action))
+    assert pending
+    many.close()
+
+
 def test_an_environment_that_raises_is_named_and_all_workers_end():
     one, many = pair(lambda n: make_worlds("Fragile-v0", n), 6, 3)
     pids = [p.pid for p in many._processes]
