@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import device as devices
 from .config import Config
 from .population import VectorizedPopulation
 from .validation import PER_MEMBER
@@ -57,8 +58,8 @@ class Schedules:
         """The learning rates of this step: linear in the step count, then constant."""
         c = self.config
         done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
-        lr = torch.from_numpy(self.hyper["lr"]).float()
-        population.lr.copy_(lr * (1.0 - (1.0 - c.lr_end) * done))
+        lr = torch.from_numpy(self.hyper["lr"]).float() * (1.0 - (1.0 - c.lr_end) * done)
+        population.lr.copy_(devices.upload(lr, population.device))
 
     def apply(self, population: VectorizedPopulation, env_steps: int) -> None:
         """Hand changed ``hyper`` to the population, into its tensors: a recorded graph knows no others."""
