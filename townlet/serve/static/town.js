@@ -59,6 +59,7 @@ export class TownCanvas {
     this.frame = frame;
     this.trail.push([frame.x, frame.y]);
     this.trail.splice(0, this.trail.length - 14);
+    this.canvas.dataset.shows = "";
     cancelAnimationFrame(this.waiting);
     if (glide < 20) return this.draw(1);
     const begun = performance.now();
@@ -82,6 +83,7 @@ export class TownCanvas {
     const eased = share * share * (3 - 2 * share);
     const at = [before.x + (frame.x - before.x) * eased, before.y + (frame.y - before.y) * eased];
     const light = daylight(before.hour) + (daylight(frame.hour) - daylight(before.hour)) * share;
+    pen.clearRect(0, 0, side, side);
     pen.fillStyle = mix("#232a45", "#8fa878", light);
     pen.beginPath();
     pen.roundRect(0, 0, side, side, 14);
@@ -94,6 +96,7 @@ export class TownCanvas {
     this.sight(at, light);
     this.agent(at, light);
     pen.restore();
+    canvas.dataset.shows = share < 1 ? "" : frame.t;
   }
 
   known(x, y) {
