@@ -45,9 +45,10 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Ite
             os.replace(temporary, path)
             if durable:
                 sync_folder(path.parent)
-        finally:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            raise
 
 
 def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:
