@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from worlds import clock, tiny
 
-from townlet import report
+from townlet import mind, report
 from townlet.cli import main
-from townlet.evaluate import mean_interval
+from townlet.evaluate import GreedyActor, mean_interval
 from townlet.records import Records, process_mark, write_json
 from townlet.report import Agent
 from townlet.serve import play
@@ -483,7 +483,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
     start, frames = whole_episode(server, run="hamlet", member=1, seed=7)
     agent = Agent.load(trained / "hamlet")
     params = {k: v[1:2] for k, v in agent.params.items()}
-    actor, worlds = play.GreedyActor(agent.network, params, 1), agent.worlds(1)
+    actor, worlds = GreedyActor(agent.network, params, 1), agent.worlds(1)
     obs, legal = worlds.reset([7])
     seen = set()
     for t, frame in enumerate(frames):
@@ -495,7 +495,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
         assert frame["hour"] == int(state["hour"][0])
         assert frame["legal"] == legal[0].tolist()
         seen |= {(u, v) for u in range(x - 1, x + 2) for v in range(y - 1, y + 2) if 0 <= u < 8 and 0 <= v < 8}
-        assert {(i % 8, i // 8) for i, s in enumerate(frame["seen"]) if s == "1"} == seen
+        assert {(i % 8, i // 8) for i, s in enumerate(frame["seen"]) if s != mind.UNSEEN} == seen
         if frame["over"]:
             break
         assert frame["next"] == int(out.action)
@@ -513,6 +513,8 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
     without = whole_episode(server, run="hamlet", member=1, seed=7, memory=0)[1]
     assert without[0]["q"] == frames[0]["q"]  # nothing to remember yet
     assert without[1]["q"] != frames[1]["q"]
+    assert without[1]["q_cleared"] == without[1]["q"]
+    assert frames[1]["q_cleared"] != frames[1]["q"]
 
 
 def test_one_episode_at_a_time(server):

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from .. import mind
 from ..assembly import open_worlds
 from ..checkpoint import CheckpointError
 from ..envs import render
 from ..envs.adapter import VectorAdapter
-from ..envs.rules import ACTIONS, BUILDINGS, METERS
-from ..evaluate import GreedyActor
+from ..envs.rules import BUILDINGS, METERS
 from ..report import Agent
 from .runs import Run
 
 FASTEST = 120.0  # steps per second, for whatever speed a page asks
 _MOST_STEPS = 32  # in one request
-_SHOWN_UNITS = 256  # of the state
+_SHOWN_UNITS, _SHOWN_NUMBERS = 256, 64  # of the state, of an observation
 
 
 class Gone(ValueError):
@@ -105,17 +105,19 @@ class _Episode:
         self.memory = memory and agent.config.memory
         self.worlds, self.pictures = _open(agent)
         self.args = self.worlds.env.args if agent.config.is_town else None  # type: ignore[attr-defined]
-        params = {k: v[member : member + 1] for k, v in agent.params.items()}
-        self.actor = GreedyActor(agent.network, params, 1, memory=self.memory)
-        self.obs, self.legal = self.worlds.reset([seed])
+        self.seen = None if self.args is None else mind.SeenMap(self.args)
+        self.thinker = mind.Thinker(agent.network, agent.member(member), memory=self.memory)
+        obs, legal = self.worlds.reset([seed])
         self.t, self.score, self.reward, self.over, self.cut = 0, 0.0, 0.0, False, False
         self.action = -1
-        self.seen = None if self.args is None else np.zeros((self.args.size, self.args.size), dtype=bool)
+        self.picture = _png(self.worlds) if self.pictures else None
         self.earliest = time.monotonic()
-        self._think(first=True)
+        self._think(obs, legal, first=True)
 
-    def _think(self, *, first: bool = False) -> None:
-        self.out = self.actor.step(self.obs, self.legal, np.array([first]))
+    def _think(self, obs: np.ndarray, legal: np.ndarray | None, *, first: bool = False) -> None:
+        self.thought = self.thinker.step(obs, legal, np.array([first]))
+        if self.seen is not None:
+            self.seen.add(obs[0])
 
     def step(self) -> dict[str, Any]:
         """One step and what it led to."""
@@ -123,14 +125,18 @@ class _Episode:
         if now < self.earliest:
             time.sleep(self.earliest - now)
         self.earliest = max(now, self.earliest) + 1.0 / FASTEST
-        self.action = int(self.out.action.flatten()[0])
+        self.action = self.thought.action
         step = self.worlds.step(np.array([self.action]))
-        self.obs, self.legal = step.obs, step.legal
         self.t += 1
         self.reward = float(step.reward[0])
         self.score += self.reward
-        self.over, self.cut = bool(step.terminated[0] or step.truncated[0]), bool(step.truncated[0])
-        self._think()
+        self.over, self.cut = bool(step.over[0]), bool(step.truncated[0])
+        if step.final_obs is not None and self.over:  # step.obs belongs to the next episode, and so does the picture
+            self._think(step.final_obs, step.final_legal)
+            return self.frame()
+        self._think(step.obs, step.legal)
+        if self.pictures:
+            self.picture = _png(self.worlds)
         return self.frame()
 
     def about(self) -> dict[str, Any]:
@@ -144,7 +150,7 @@ class _Episode:
             "has_memory": config.memory,
             "seed": self.seed,
             "env_steps": self.agent.env_steps,
-            "actions": list(ACTIONS) if self.args is not None else [str(a) for a in range(self.worlds.n_actions)],
+            "actions": mind.action_names(config.is_town, self.worlds.n_actions),
             "pictures": self.pictures,
         }
         if self.args is None:
@@ -166,6 +172,7 @@ class _Episode:
         building = BUILDINGS[kind]
         opens, closes = building["hours"]
         return {
+            "kind": kind,
             "name": building["name"],
             "x": x,
             "y": y,
@@ -177,14 +184,17 @@ class _Episode:
 
     def frame(self) -> dict[str, Any]:
         """The episode as it stands: what the agent feels, thinks and is about to do."""
-        q, h = self.out.q.flatten().tolist(), self.out.h.flatten().tolist()
+        thought = self.thought
         out: dict[str, Any] = {
             "t": self.t,
             "action": self.action,  # that led here
-            "next": None if self.over else int(self.out.action.flatten()[0]),
-            "q": [float(f"{v:.5g}") for v in q],
-            "legal": None if self.legal is None else [bool(v) for v in self.legal[0]],
-            "state": [round(v, 3) for v in h[:_SHOWN_UNITS]],
+            "next": None if self.over else thought.action,
+            "q": _short(thought.q),
+            "q_cleared": _short(thought.q_cleared),
+            "cleared": thought.cleared_action,
+            "legal": None if thought.legal is None else thought.legal.tolist(),
+            "state": _short(thought.state[:_SHOWN_UNITS]),
+            "effect": float(f"{thought.effects[-1]:.5g}"),
             "reward": self.reward,
             "return": float(f"{self.score:.7g}"),
             "over": self.over,
@@ -192,23 +202,15 @@ class _Episode:
         }
         if self.args is not None:
             return out | self._town()
-        if self.pictures:
-            out["picture"] = _png(self.worlds)
-        out["obs"] = [float(f"{v:.5g}") for v in self.obs[0][:64].tolist()]
-        return out
+        return out | {"picture": self.picture, "obs": _short(thought.obs[:_SHOWN_NUMBERS])}
 
     def _scene(self) -> render.Scene:
         return render.scene(self.args, self.worlds.env.get_state(), 0, self.action)  # type: ignore[arg-type,attr-defined]
 
     def _town(self) -> dict[str, Any]:
-        scene, seen = self._scene(), self.seen
-        assert seen is not None
+        scene = self._scene()
+        assert self.seen is not None
         x, y = scene.agent
-        if scene.sight is None:
-            seen[:] = True
-        else:
-            r = scene.sight
-            seen[max(0, y - r) : y + r + 1, max(0, x - r) : x + r + 1] = True
         return {
             "x": x,
             "y": y,
@@ -219,7 +221,7 @@ class _Episode:
             "progress": scene.progress,
             "here": render.here(scene),
             "ending": scene.ending,
-            "seen": "".join("1" if s else "0" for s in seen.ravel()),
+            "seen": self.seen.cells.ravel().tolist(),
         }
 
     def close(self) -> None:
@@ -242,6 +244,10 @@ def _open(agent: Agent) -> tuple[VectorAdapter, bool]:
         except Exception:  # whatever a world's drawing wants that is not here: it plays without pictures
             pass
     return agent.worlds(1), False
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{v:.5g}") for v in values.tolist()]
 
 
 def _png(worlds: VectorAdapter) -> str:

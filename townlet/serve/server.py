@@ -22,6 +22,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from ..records import MEANINGS
 from .play import Gone, Player
 from .runs import PAGES, Run, Runs
 
@@ -143,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._not_modified(tag)
             return
         version, curves = run.curves(points)
-        self._json({"columns": curves}, tag=_tag(f"{run.name} {version} {points}".encode()))
+        meanings = {c: MEANINGS[c] for c in curves if c in MEANINGS}
+        self._json({"columns": curves, "meanings": meanings}, tag=_tag(f"{run.name} {version} {points}".encode()))
 
     def _page(self, query: dict[str, str]) -> None:
         name = query.get("page", "")

@@ -7,9 +7,16 @@ import { PlayPanel } from "./play.js";
 const view = document.getElementById("view");
 const trouble = document.getElementById("trouble");
 const POINTS = 400;
-const HIDDEN = /^(seconds|updates|priority|.*_s|train_.*|eval_.*)$/;
-const SHOWN_LATE = ["valid", "episodes", "train_length", "updates_per_s"];
-const ORDER = ["loss", "td_error", "q", "grad_norm", "epsilon", "steps_per_s"];
+const GROUPS = [
+  ["Loss", ["loss"]],
+  ["TD error", ["td_error"]],
+  ["Q-values", ["q", "target"]],
+  ["Gradient norm", ["grad_norm"]],
+  ["State norm", ["h_norm", "c_norm"]],
+  ["Exploration (epsilon)", ["epsilon"]],
+];
+const LATE = ["td_error_max", "q_max", "clipped", "priority", "replay_fill", "valid", "episodes", "train_length", "steps_per_s", "updates_per_s"];
+const ELSEWHERE = /^(seconds|updates|.*_s|train_.*|eval_.*)$/; // in the tiles, the split of time and the first chart
 const PHASES = { act: "acting", env: "worlds", replay: "storing", update: "learning", eval: "evaluating" };
 
 let page = null;
@@ -127,6 +134,7 @@ class RunPage {
     if (curves) {
       this.tag = curves.tag;
       this.columns = curves.value.columns;
+      this.meanings = curves.value.meanings;
       this.draw();
     }
     return run.state === "training" ? 1500 : 4000;
@@ -175,15 +183,18 @@ class RunPage {
       const title = kind === "survival" ? "Survival, ticks" : "Return per episode";
       this.chart(`score ${series.length}`, title, series, this.grid, { wide: true, height: 260 });
     }
-    const rest = Object.keys(columns).filter((c) => !HIDDEN.test(c) || SHOWN_LATE.includes(c) || ORDER.includes(c));
-    const place = (c) => (ORDER.includes(c) ? ORDER.indexOf(c) : ORDER.length);
-    rest.sort((a, b) => place(a) - place(b));
-    for (const column of rest) {
-      const late = SHOWN_LATE.includes(column) || (!ORDER.includes(column) && constant(columns[column]));
-      this.chart(column, capital(columnName(column)), [[column, "main"]], late ? this.more : this.grid);
+    const grouped = GROUPS.flatMap(([, group]) => group);
+    for (const [title, group] of GROUPS) {
+      const series = group.map((column, i) => [column, i ? "second" : "main"]);
+      if (columns[group[0]]) this.chart(group[0], title, series, this.grid);
+    }
+    for (const column of Object.keys(columns)) {
+      const late = LATE.includes(column);
+      if (grouped.includes(column) || (ELSEWHERE.test(column) && !late)) continue;
+      this.chart(column, capital(columnName(column)), [[column, "main"]], late || constant(columns[column]) ? this.more : this.grid);
     }
     this.moreBox.hidden = !this.more.children.length;
-    for (const chart of this.charts.values()) chart.update(columns, this.members);
+    for (const chart of this.charts.values()) chart.update(columns, this.members, this.meanings);
     this.node.dataset.drawn = this.tag;
   }
 

@@ -33,7 +33,8 @@ export class Chart {
     this.observer.disconnect();
   }
 
-  update(columns, members) {
+  update(columns, members, meanings = {}) {
+    this.meaning = this.series.map(({ column }) => meanings[column]).find((text) => text) ?? "";
     this.members = members;
     this.curves = {};
     for (const { column } of this.series) if (columns[column]) this.curves[column] = columns[column];
@@ -66,7 +67,8 @@ export class Chart {
     const lead = this.curves[shown[0].column];
     this.value.textContent = compact(lead.mean.at(-1));
     this.note.textContent = log ? "log scale" : "";
-    this.node.title = lead.together > 1 ? `each point is the mean of ${lead.together} records` : "";
+    const together = lead.together > 1 ? `; each point is the mean of ${lead.together} records` : "";
+    this.node.firstChild.title = this.meaning + together;
     const legend = shown.length > 1 ? shown.map(({ column, role }) => el("span", { class: role }, el("i"), columnName(column).split(", ").at(-1))) : [];
     this.legend.replaceChildren(...legend);
   }

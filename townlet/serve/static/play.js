@@ -1,9 +1,9 @@
 // The panel in which a run's agent plays an episode: controls, the Town (or a world's own pictures), meters, Q-values.
 
-import { ask, compact, el, Failure } from "./dom.js";
+import { spark } from "./charts.js";
+import { ask, compact, el, Failure, fill } from "./dom.js";
 import { daylight, TownCanvas } from "./town.js";
 
-const ARROWS = { up: "↑", down: "↓", left: "←", right: "→", interact: "●", wait: "○" };
 const SPEEDS = [1, 2, 4, 8, 15, 30, 60, 120];
 const PAUSE = 1500; // milliseconds between episodes
 
@@ -62,7 +62,11 @@ export class PlayPanel {
     this.meters = el("div", { class: "meters" });
     this.actions = el("div", { class: "actions", id: "q" });
     this.state = el("canvas", { class: "state", height: 16, role: "img", ariaLabel: "The LSTM's state" });
+    this.without = el("p", { class: "without" });
     this.stateTitle = el("h3", {}, "Memory");
+    this.effects = [];
+    this.effectTitle = el("h3", {});
+    this.effect = el("div", { class: "effect" });
     this.log = el("ol", { class: "results" });
     this.version = el("p", { class: "version" });
     this.node = el(
@@ -91,8 +95,11 @@ export class PlayPanel {
         this.meters,
         el("h3", {}, "Q-values"),
         this.actions,
+        this.without,
         this.stateTitle,
         this.state,
+        this.effectTitle,
+        this.effect,
         this.log,
         this.version,
       ),
@@ -164,7 +171,7 @@ export class PlayPanel {
     this.showVersion();
     this.actions.replaceChildren(
       ...e.actions.map((name) =>
-        el("div", { class: "action" }, el("span", {}, ARROWS[name] ? `${ARROWS[name]} ${name}` : `action ${name}`), el("i"), el("b"))),
+        el("div", { class: "action" }, el("span", {}, name), el("i", {}, el("em")), el("b"))),
     );
     if (!town) return;
     this.view.begin(town);
@@ -186,6 +193,7 @@ export class PlayPanel {
     }
     this.showActions(frame);
     this.showState(frame.state);
+    this.showEffect(frame);
     this.over.hidden = !frame.over;
     if (frame.over) this.finish(frame);
   }
@@ -216,16 +224,25 @@ export class PlayPanel {
     });
   }
 
+  // The bars are the Q-values, the marks what they were had the state been cleared just now.
   showActions(frame) {
-    const allowed = frame.q.filter((_, a) => !frame.legal || frame.legal[a]);
-    const [low, high] = [Math.min(...allowed), Math.max(...allowed)];
+    const legal = (a) => !frame.legal || frame.legal[a];
+    const shown = [...frame.q, ...frame.q_cleared].filter((_, a) => legal(a % frame.q.length));
+    const [low, high] = [Math.min(...shown), Math.max(...shown)];
+    const share = (q) => 0.05 + (0.93 * (q - low)) / (high - low || 1);
     frame.q.forEach((q, a) => {
       const row = this.actions.children[a];
-      const legal = !frame.legal || frame.legal[a];
-      row.className = `action${a === frame.next ? " chosen" : ""}${legal ? "" : " illegal"}`;
-      row.children[1].style.setProperty("--share", legal ? 0.06 + (0.94 * (q - low)) / (high - low || 1) : 0);
-      row.children[2].textContent = legal ? q.toPrecision(4) : "–";
+      const [, bar, number] = row.children;
+      row.className = `action${a === frame.next ? " chosen" : ""}${legal(a) ? "" : " illegal"}`;
+      bar.style.setProperty("--share", legal(a) ? share(q) : 0);
+      bar.firstChild.style.left = `${100 * share(frame.q_cleared[a])}%`;
+      bar.firstChild.hidden = !legal(a) || !this.episode.memory;
+      number.textContent = legal(a) ? q.toPrecision(4) : "–";
     });
+    const { memory, actions } = this.episode;
+    const same = frame.cleared === frame.next;
+    this.without.textContent = !memory || frame.next === null ? "" : `Without its memory it would ${same ? "do the same" : `choose ${actions[frame.cleared]}`}.`;
+    this.without.className = `without${same ? "" : " other"}`;
   }
 
   showState(values) {
@@ -239,6 +256,15 @@ export class PlayPanel {
       pen.fillStyle = v < 0 ? `rgba(226, 112, 58, ${Math.min(1, -v)})` : `rgba(64, 132, 214, ${Math.min(1, v)})`;
       pen.fillRect((i % columns) * 8, Math.floor(i / columns) * 14, 7, 13);
     });
+  }
+
+  // How much the state moves the Q-values, over the episode.
+  showEffect(frame) {
+    if (frame.t === 0) this.effects = [];
+    this.effects.push(frame.effect);
+    this.effectTitle.hidden = this.effect.hidden = !this.episode.memory;
+    this.effectTitle.textContent = `It moves a Q-value by up to ${compact(frame.effect)}`;
+    fill(this.effect, spark({ x: this.effects.map((_, i) => i), mean: this.effects }, 300, 40));
   }
 
   finish(frame) {

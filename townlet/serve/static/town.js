@@ -27,6 +27,7 @@ const ICONS = {
 const PATHS = Object.fromEntries(
   Object.entries(ICONS).map(([name, parts]) => [name, parts.map(([d, fill]) => [new Path2D(d), fill])]),
 );
+const [UNSEEN, SOMETHING] = [-1, -3];
 const LOOK = [[0, -1], [0, 1], [-1, 0], [1, 0], [0, 0.5], [0, 0]]; // up, down, left, right, interact, wait
 
 
@@ -99,8 +100,9 @@ export class TownCanvas {
     canvas.dataset.shows = share < 1 ? "" : frame.t;
   }
 
-  known(x, y) {
-    return this.frame.seen[y * this.town.size + x] === "1";
+  // What the agent could know of a cell: a building's kind, or one of the above.
+  seen(x, y) {
+    return this.frame.seen[y * this.town.size + x];
   }
 
   sees(x, y) {
@@ -114,7 +116,7 @@ export class TownCanvas {
     const fog = [mix("#2a3152", "#a3b48c", light), mix("#282f4f", "#9fb088", light)];
     for (let y = 0; y < town.size; y++) {
       for (let x = 0; x < town.size; x++) {
-        const [known, seen] = [this.known(x, y), this.sees(x, y)];
+        const [known, seen] = [this.seen(x, y) !== UNSEEN, this.sees(x, y)];
         let colour = (known ? bright : fog)[(x + y) % 2];
         if (known && !seen) colour = mix(colour, light < 0.5 ? "#262d4b" : "#8b9c78", 0.3);
         pen.fillStyle = colour;
@@ -162,7 +164,7 @@ export class TownCanvas {
     const { pen, cell } = this;
     const [x, y, inset] = [b.x * cell, b.y * cell, cell * 0.09];
     const size = cell - 2 * inset;
-    if (!this.known(b.x, b.y)) {
+    if (this.seen(b.x, b.y) === UNSEEN) {
       pen.strokeStyle = mix("#5a6390", "#7d8c69", light);
       pen.lineWidth = Math.max(1, cell * 0.025);
       pen.setLineDash([cell * 0.07, cell * 0.06]);
@@ -173,9 +175,10 @@ export class TownCanvas {
       this.icon(b.name, x + cell / 2, y + cell / 2, cell * 0.4, pen.strokeStyle);
       return;
     }
+    const strange = this.seen(b.x, b.y) === SOMETHING; // seen from afar: a building, but which?
     const open = isOpen(this.town, b, this.frame.hour);
     let colour = mix(COLOURS[b.name] ?? "#777777", "#1b2036", 0.22 * (1 - light));
-    if (!open) colour = mix(colour, "#6c6f7c", 0.72);
+    if (!open || strange) colour = mix(colour, strange ? "#8a8578" : "#6c6f7c", strange ? 0.8 : 0.72);
     pen.fillStyle = mix(colour, "#000000", 0.32);
     pen.beginPath();
     pen.roundRect(x + inset, y + inset + cell * 0.045, size, size, cell * 0.17);
@@ -188,14 +191,14 @@ export class TownCanvas {
     pen.roundRect(x + inset, y + inset, size, size, cell * 0.17);
     pen.fill();
     const here = this.frame.x === b.x && this.frame.y === b.y;
-    const chalk = open ? "#ffffff" : "#d6d7dd";
+    const chalk = open && !strange ? "#ffffff" : "#d6d7dd";
     if (!here) this.icon(b.name, x + cell / 2, y + cell * (cell > 46 ? 0.44 : 0.5), cell * 0.46, chalk);
     if (cell > 46) {
       pen.fillStyle = chalk;
       pen.textAlign = "center";
       pen.textBaseline = "middle";
-      const words = open ? b.name : `opens at ${b.opens}`;
-      pen.font = `600 ${Math.min(cell * 0.15, (cell * 1.3) / words.length, 14)}px system-ui, sans-serif`;
+      const words = strange ? "?" : open ? b.name : `opens at ${b.opens}`;
+      pen.font = `600 ${Math.min(cell * 0.15, (cell * 1.2) / words.length, 14)}px system-ui, sans-serif`;
       pen.fillText(words, x + cell / 2, y + cell * 0.81);
     }
   }
