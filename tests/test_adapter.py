@@ -159,7 +159,7 @@ def rollout(adapter, steps, start=0):
     out = []
     for t in range(start, start + steps):
         step = adapter.step(np.arange(adapter.num_envs) % 2 ^ (t % 2))
-        out.append([*step.obs.ravel(), *step.reward, *step.terminated, *step.truncated])
+        out.append([*step.obs.ravel(), *step.reward, *step.terminated, *step.truncated, *step.first])
     return out
 
 

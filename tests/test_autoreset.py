@@ -285,15 +285,24 @@ def test_final_observations_of_any_space_and_their_survival():
     ]
 
 
-def test_a_same_step_world_without_final_observations_is_refused():
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_obs": None}, r"info\['final_obs'\] and .* do not hold .*environments \[0\] \(TypeError"),
+        ({"final_obs": [np.zeros(2)]}, r"info\['final_obs'\] and .*environments \[0\] \(ValueError"),
+        ({"final_obs": [np.full(1, np.nan)]}, "final observation of environment 0 is not finite"),
+        ({"final_info": {"action_mask": np.ones((1, 3))}}, r".*info\['final_info'\] do not hold .* \(ValueError"),
+    ],
+)
+def test_a_same_step_world_without_proper_final_observations_is_refused(changes, message):
     class Silent(SyncVectorEnv):
         def step(self, actions):
             *out, info = super().step(actions)
-            return *out, {k: v for k, v in info.items() if k != "final_obs"}
+            return *out, {**info, **changes}
 
     env = Silent([lambda: Stair(LENGTHS[0])], autoreset_mode=AutoresetMode.SAME_STEP)
     adapter = VectorAdapter(env, "silent")
     adapter.reset([1])
     adapter.step(np.array([0]))
-    with pytest.raises(ValueError, match=r"silent: at step 2: info\['final_obs'\] does not hold .*environments \[0\]"):
+    with pytest.raises(ValueError, match=r"^silent: at step 2: " + message):
         adapter.step(np.array([1]))

@@ -264,24 +264,24 @@ class VectorAdapter:
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """SAME_STEP: final rows, their legal actions, and the survival with the ended episodes' own."""
         which = np.flatnonzero(ended).tolist()
+        legal = np.ones((len(which), self.n_actions), dtype=bool) if self._masked else None
         try:
             finals = [_entry(info["final_obs"], i) for i in which]
             space = self.env.single_observation_space
             out: Any = create_empty_array(space, len(finals))
             rows = self._rows(concatenate(space, finals, out), len(finals))
+            last = info.get("final_info", {})
+            mask, own = _mask_of(last), _survival(last)
+            if mask is not None and legal is not None:
+                legal[:] = np.asarray(mask)[which]
         except Exception as error:
             raise self._error(
-                f"info['final_obs'] does not hold the final observation of environments {which} "
+                f"info['final_obs'] and info['final_info'] do not hold the final observation of environments {which} "
                 f"({type(error).__name__}: {error}); with SAME_STEP autoreset a truncated episode's value comes from it"
             ) from error
         if not np.isfinite(rows).all():
             bad = which[int((~np.isfinite(rows).all(axis=1)).argmax())]
             raise self._error(f"final observation of environment {bad} is not finite")
-        last = info.get("final_info", {})
-        mask, own = _mask_of(last), _survival(last)
-        legal = np.ones((len(which), self.n_actions), dtype=bool) if self._masked else None
-        if mask is not None and legal is not None:
-            legal[:] = np.asarray(mask)[which]
         if survival is not None and own is not None:
             survival = np.where(ended, own, survival)
         return rows, legal, own if survival is None else survival
