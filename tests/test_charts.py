@@ -69,7 +69,7 @@ def test_missing_values_are_left_out_and_none_is_no_failure():
     empty = line_chart([Series("a", [], [])], "T", "x", "y"), stacked_chart([], [], "T", "x"), bar_chart([], "T", "x")
     for chart in empty:
         assert "no values yet" in texts(chart)
-    assert points(line_chart([Series("a", [5], [1.0])], "T", "x", "y"), "line") == [[(54.0, pytest.approx(128, abs=3))]]
+    assert points(line_chart([Series("a", [5], [1.0])], "T", "x", "y"), "line") == [[(60.0, pytest.approx(128, abs=3))]]
 
 
 def test_long_series_are_thinned_by_picking_and_keep_their_last_point():

@@ -78,7 +78,9 @@ def test_train_leaves_the_run_folder(run):
         "checkpoints",
         "agent.ckpt",
         "status.json",
+        "sessions.json",
         "survival.png",
+        "report.html",
         "learning.png",
         "summary.json",
     }

@@ -288,7 +288,8 @@ def test_a_run_folder_holds_its_records(tmp_path):
     run = Trainer(clock(run_dir=str(tmp_path / "run"), eval_every=80, checkpoint_every=80))
     run.train()
     names = {p.name.split(".")[0] if "tfevents" in p.name else p.name for p in run.folder.iterdir()}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "events", "agent.ckpt", "status.json"}
+    written = {"config.yaml", "metrics.csv", "events", "agent.ckpt", "status.json", "sessions.json", "report.html"}
+    assert names == written | {"checkpoints"}
     assert [p.name for p in sorted((run.folder / "checkpoints").iterdir())] == [
         "step_000000000080.ckpt",
         "step_000000000160.ckpt",

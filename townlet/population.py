@@ -146,7 +146,9 @@ class VectorizedPopulation:
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self._c = torch.zeros_like(self._h)
-        self._acted: tuple[Tensor, Tensor | np.ndarray | None]  # Q-values [P, E, A] and legal actions of the last `act`
+        self._acted: tuple[Tensor, Tensor | np.ndarray | None] | None = (
+            None  # Q-values [P, E, A] and legal actions of the last `act`
+        )
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """Name -> [P, ...] view into a flat buffer [P, N]."""
@@ -225,7 +227,9 @@ class VectorizedPopulation:
 
     def acting_metrics(self) -> dict[str, Tensor]:
         """What acting looks like at the last `act`, means over the environments, float32 [P] each: `q_max`, the largest
-        Q-value among legal actions; `h_norm` and `c_norm`, the Euclidean norm of the carried state."""
+        Q-value among legal actions; `h_norm` and `c_norm`, the Euclidean norm of the carried state. Empty before it."""
+        if self._acted is None:
+            return {}
         q, legal = self._acted
         if legal is not None:
             legal = self._here(legal, torch.bool)

@@ -20,6 +20,7 @@ from .assembly import build_network, open_worlds
 from .config import Config
 from .envs.adapter import VectorAdapter
 from .evaluate import Actor, Evaluation, evaluate, evaluate_policy, mean_interval
+from .html.report import try_report
 from .records import write_json
 from .runs import read_agent
 from .spreads import named
@@ -206,4 +207,5 @@ def finish(trainer: Trainer) -> Report | None:
     if report is not None:
         summary |= {"score": report.score_name, "policies": report.to_dict()}
     write_json(folder / "summary.json", summary)
+    try_report(folder, trainer.say)
     return report

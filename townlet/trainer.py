@@ -27,6 +27,7 @@ from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
 from .files import only_writer
+from .html.report import try_report
 from .learner import Learner
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
@@ -34,6 +35,7 @@ from .progress import Progress, score_text
 from .records import EpisodeStatistics, Means, Records, new_folder
 from .replay import SequentialReplayBuffer
 from .schedules import Schedules
+from .sessions import note_session
 from .signals import stop_signals
 
 _PHASES = ("act", "env", "replay", "update", "eval")
@@ -233,6 +235,7 @@ class Trainer:
                 for path in checkpoint.set_aside_after(self.folder / "checkpoints", self.env_steps):
                     self.say(f"{path}: is what this run left for an earlier checkpoint")
                 self.config.to_yaml(self.folder / "config.yaml")
+                note_session(self.folder, self.env_steps)
                 with closing(Records(self.folder, step=self.env_steps)) as records:
                     self._loop(stop, records, progress)
 
@@ -256,6 +259,7 @@ class Trainer:
             if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save(records)
                 saved_at = self.env_steps
+                try_report(self.folder, self.say)
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:

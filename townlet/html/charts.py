@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-Values = Sequence[float]
-_WIDTH, _LEFT, _RIGHT = 560, 54, 14
+import numpy as np
+
+Values = Sequence[float] | np.ndarray
+_WIDTH, _LEFT, _RIGHT = 560, 60, 14
 _MOST_POINTS = 400  # drawn per line; the rest is left out evenly, never averaged
 _MOST_TIPS = 120
 
@@ -40,6 +42,7 @@ STYLE = (
     "font-variant-numeric:tabular-nums}"
     ".chart .title{font-size:13px;font-weight:600;fill:var(--ink)}"
     ".chart .name{fill:var(--ink)}"
+    ".chart .halo{paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}"
     ".chart .grid{stroke:var(--rule);stroke-width:1;fill:none}"
     ".chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
     ".chart .member{fill:none;stroke-width:1;opacity:.32;stroke-linejoin:round}"
@@ -90,6 +93,7 @@ def line_chart(
     log: bool = False,
     zero: bool = False,
     guides: Sequence[tuple[str, float, int]] = (),
+    width: int = 560,
     height: int = 260,
 ) -> str:
     """Lines with bands and faint members, as SVG.
@@ -99,30 +103,32 @@ def line_chart(
         log: logarithmic y axis (values that are not positive are left out).
         zero: the y axis includes 0.
         guides: (name, value, colour) of dotted horizontal lines.
-        height: of the picture, beside a width of 560.
+        width, height: of the picture, in units that are pixels where it has that width.
     """
     series = [_thinned(s, i, log) for i, s in enumerate(series)]
     series = [s for s in series if len(s.x)]
     if not series:
-        return _nothing(title, height)
-    rows = _legend_rows([(s.name, s.colour or 0) for s in series] if len(series) > 1 else [])
-    frame = _Frame(_LEFT, 40 + 16 * len(rows), _WIDTH - _LEFT - _RIGHT, height - 84 - 16 * len(rows))
+        return _nothing(title, height, width)
+    rows = _legend_rows([(s.name, s.colour or 0) for s in series] if len(series) > 1 else [], width)
+    frame = _Frame(_LEFT, 40 + 16 * len(rows), width - _LEFT - _RIGHT, height - 84 - 16 * len(rows))
     xs = [x for s in series for x in s.x]
     tight = [v for s in series for line in (s.mean, *s.members) for v in line if math.isfinite(v)]
     tight += [value for _, value, _ in guides]
     y = _Axis.over(_with_bands(tight, series, log), frame.bottom, frame.top, log=log, zero=zero and not log)
     x = _Axis(min(xs), max(xs), frame.left, frame.right, _ticks(min(xs), max(xs), 6))
     parts = [_heading(title), *rows, *_grid(x, y, frame, x_label, y_label)]
+    for s in series:
+        parts += _drawn(s, x, y)
     for name, value, colour in guides:
         at = f"{y(value):.1f}"
         parts.append(f'<path class="guide" style="stroke:var(--c{colour})" d="M{frame.left} {at}H{frame.right}"/>')
         text = f"{name} {number(value)}"
-        parts.append(_text(frame.right - 3, y(value) - 4, text, anchor="end", style=f"fill:var(--c{colour})"))
-    for s in series:
-        parts += _drawn(s, x, y)
+        parts.append(
+            _text(frame.right - 3, y(value) - 4, text, anchor="end", cls="halo", style=f"fill:var(--c{colour})")
+        )
     parts += _line_tips(series, x, y, frame)
     last = "; ".join(f"{s.name}: {number(s.mean[-1])} at {number(s.x[-1])}" for s in series)
-    return _svg(title, f"{y_label} against {x_label}. Last values: {last}.", parts, height)
+    return _svg(title, f"{y_label} against {x_label}. Last values: {last}.", parts, height, width)
 
 
 def stacked_chart(
@@ -131,7 +137,7 @@ def stacked_chart(
     """Shares that add up to 100%: ``parts`` are (name, share in percent at each x), drawn from the bottom up."""
     if not len(x_values):
         return _nothing(title, height)
-    rows = _legend_rows([(name, i) for i, (name, _) in enumerate(parts)])
+    rows = _legend_rows([(name, i) for i, (name, _) in enumerate(parts)], _WIDTH)
     frame = _Frame(_LEFT, 40 + 16 * len(rows), _WIDTH - _LEFT - _RIGHT, height - 84 - 16 * len(rows))
     every = max(1, math.ceil(len(x_values) / _MOST_TIPS))
     kept = list(range(len(x_values) - 1, -1, -every))[::-1]
@@ -191,6 +197,30 @@ def bar_chart(bars: Sequence[Bar], title: str, x_label: str, *, limit: float | N
     return _svg(title, f"{x_label}. {text}.", parts, frame.bottom + 40)
 
 
+def lineage_chart(copies: Sequence[tuple[float, int, int]], members: int, end: float, x_label: str) -> str:
+    """Who copied whom: a line per member up to ``end``, and for each (step, member, parent) one from the parent."""
+    row, title = 22, "Who copied whom"
+    frame = _Frame(78, 38, _WIDTH - 78 - _RIGHT, row * members)
+    x = _Axis(0.0, end or 1.0, frame.left, frame.right, _ticks(0.0, end or 1.0, 5))
+    parts = [_heading(title)]
+    for tick in x.ticks:
+        parts.append(f'<path class="grid" d="M{x(tick):.1f} {frame.top}V{frame.bottom}"/>')
+        parts.append(_text(x(tick), frame.bottom + 17, number(tick), anchor="middle"))
+    parts.append(_text((frame.left + frame.right) / 2, frame.bottom + 35, x_label, anchor="middle"))
+    middle = [frame.top + row * (p + 0.5) for p in range(members)]
+    for p, y in enumerate(middle):
+        parts.append(_text(frame.left - 8, y + 4, f"member {p}", anchor="end", cls="name"))
+        parts.append(f'<path class="line" style="stroke:var(--c{p % 8})" d="M{frame.left} {y}H{frame.right}"/>')
+    for step, member, parent in copies:
+        at, style = f"{x(step):.1f}", f"stroke:var(--c{parent % 8})"
+        parts.append(f'<path class="line" style="{style}" d="M{at} {middle[parent]}V{middle[member]}"/>')
+        parts.append(
+            f'<circle cx="{at}" cy="{middle[member]}" r="4.5" style="fill:var(--card);stroke-width:2;{style}"/>'
+        )
+    text = "; ".join(f"at step {number(s)} member {m} became a copy of member {p}" for s, m, p in copies)
+    return _svg(title, f"{text}.", parts, frame.bottom + 44)
+
+
 def number(value: float) -> str:
     """A number as a person wants to read it: 4 significant digits, k and M and G for thousands."""
     if not math.isfinite(value):
@@ -239,7 +269,7 @@ class _Axis:
         if log:
             low, high = low / 1.15, high * 1.15
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            ticks = [m * 10.0**d for d in decades for m in ((1,) if len(decades) > 2 else (1, 2, 5))]
+            ticks = [m * 10.0**d for d in decades for m in ((1,) if high > 100 * low else (1, 2, 5))]
             return cls(low, high, start, end, [t for t in ticks if low <= t <= high], log=True)
         low, high = (min(0.0, low), max(0.0, high)) if zero else (low, high)
         room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
@@ -358,13 +388,13 @@ def _tips(xs: Values, lines: Sequence[Sequence[str]], x: _Axis, frame: _Frame) -
         yield f'<g class="hit"><rect {strip}/><g class="tip">{tip}</g></g>'
 
 
-def _legend_rows(names: Sequence[tuple[str, int]]) -> list[str]:
+def _legend_rows(names: Sequence[tuple[str, int]], room: float) -> list[str]:
     """A swatch and a name for each (name, colour), in as many rows as they need."""
     row, at = 0, float(_LEFT)
     rows: list[list[str]] = [[]] if names else []
     for name, colour in names:
-        width = 30 + _text_width(name)
-        if at + width > _WIDTH and at > _LEFT:
+        width = 34 + _text_width(name)
+        if at + width > room and at > _LEFT:
             row, at = row + 1, float(_LEFT)
             rows.append([])
         top = 40 + 16 * row
@@ -395,12 +425,12 @@ def _interval(low: float | None, high: float | None) -> str:
     return f" ({number(low)} to {number(high)})" if low is not None and high is not None and ends(low + high) else ""
 
 
-def _nothing(title: str, height: float) -> str:
-    text = _text(_WIDTH / 2, height / 2, "no values yet", anchor="middle")
-    return _svg(title, "No values yet.", [_heading(title), text], height)
+def _nothing(title: str, height: float, width: float = _WIDTH) -> str:
+    text = _text(width / 2, height / 2, "no values yet", anchor="middle")
+    return _svg(title, "No values yet.", [_heading(title), text], height, width)
 
 
-def _svg(title: str, description: str, parts: Iterable[str], height: float) -> str:
+def _svg(title: str, description: str, parts: Iterable[str], height: float, width: float = _WIDTH) -> str:
     label = escape(f"{title}. {description}")
-    box = f"0 0 {_WIDTH} {height:g}"
+    box = f"0 0 {width:g} {height:g}"
     return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

@@ -1,0 +1,25 @@
+"""``townlet report``: a run on one page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    report = commands.add_parser(
+        "report",
+        help="write report.html into a run folder: curves, yardsticks, settings, machine",
+        description="The page is one file that needs nothing else; a run writes it by itself at each checkpoint and at "
+        "its end.",
+    )
+    report.add_argument("run_folder", metavar="RUN", help="run folder")
+    report.set_defaults(run=run)
+
+
+def run(arguments: Any) -> int:
+    """Carry the command out; returns the exit code."""
+    from ..html.report import write_report
+
+    print(write_report(arguments.run_folder))
+    return 0
