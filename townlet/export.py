@@ -1,0 +1,185 @@
+"""One member's acting network for use elsewhere: TorchScript (`.pt`) or ONNX (`.onnx`), without Townlet.
+
+Both hold one step: (obs, reset, h, c[, legal]) -> (q, action, h, c) for N environments. What the numbers in an
+observation are, what the actions are called and how the agent was trained is in the file, as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .files import replacing
+from .networks import Params, RecurrentNetwork
+from .report import Agent
+
+METADATA = "townlet.json"
+"""Name of the metadata in a TorchScript file (``_extra_files``); in ONNX its key is "townlet"."""
+_OPSET = 18
+
+
+class _Encoder(nn.Module):
+    """A network's own `encode` for one member: [N, obs_size] -> [N, D]."""
+
+    def __init__(self, network: RecurrentNetwork, params: Params) -> None:
+        super().__init__()
+        self.network = network
+        self.names = list(params)
+        for i, value in enumerate(params.values()):
+            self.register_buffer(f"weight_{i}", value.detach().cpu().clone())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        params = {name: getattr(self, f"weight_{i}") for i, name in enumerate(self.names)}
+        return self.network.encode(params, obs.unsqueeze(0)).squeeze(0)
+
+
+class ActingNetwork(nn.Module):
+    """The greedy step of one member, in operations that TorchScript and ONNX know.
+
+    forward: obs [N, obs_size], reset [N] bool (obs is the first of an episode), h and c [N, H] (zeros to begin with),
+    legal [N, A] bool or None -> q [N, A], action [N] int64, h, c. A row without a legal action counts as all legal;
+    ties go to the lowest action. An agent trained without memory takes every step for a first one.
+    """
+
+    def __init__(self, network: RecurrentNetwork, params: Params, *, memory: bool, metadata: str) -> None:
+        super().__init__()
+        self.metadata, self.memory, self.hidden_size = metadata, memory, network.hidden_size
+        # what `encode` reads of the LSTM is the number of members
+        own = [k for k in params if k == "lstm.w_ih" or not k.startswith(("lstm.", "head."))]
+        self.encoder: nn.Module = _Encoder(network, {k: params[k] for k in own})
+        w = network.recurrent({k: v.detach().cpu().clone() for k, v in params.items()})
+        self.lstm = nn.LSTMCell(w.w_ih.shape[2], network.hidden_size)
+        self.lstm.weight_ih.data, self.lstm.weight_hh.data = w.w_ih[0], w.w_hh[0]
+        self.lstm.bias_ih.data, self.lstm.bias_hh.data = w.bias[0], torch.zeros_like(w.bias[0])
+        self.fc = nn.Identity() if w.w_fc is None else nn.Sequential(_linear(w.w_fc, w.b_fc), nn.ReLU())
+        self.advantage = _linear(w.w_adv, w.b_adv)
+        self.dueling = w.w_val is not None
+        self.value = _linear(w.w_val, w.b_val) if self.dueling else nn.Identity()
+
+    def forward(
+        self, obs: Tensor, reset: Tensor, h: Tensor, c: Tensor, legal: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        keep = (~reset if self.memory else torch.zeros_like(reset)).unsqueeze(1).to(h.dtype)
+        h, c = self.lstm(self.encoder(obs), (h * keep, c * keep))
+        y = self.fc(h)
+        q = self.advantage(y)
+        if self.dueling:
+            q = q - q.mean(dim=1, keepdim=True) + self.value(y)
+        allowed = torch.ones_like(q, dtype=torch.bool) if legal is None else legal
+        allowed = allowed | ~allowed.any(dim=1, keepdim=True)
+        action = q.masked_fill(~allowed, -1e38).argmax(dim=1)
+        return q, action, h, c
+
+    @torch.jit.export
+    def initial_state(self, n: int) -> tuple[Tensor, Tensor]:
+        """(h, c) before the first step of n environments."""
+        return torch.zeros(n, self.hidden_size), torch.zeros(n, self.hidden_size)
+
+
+def _linear(weight: Any, bias: Any) -> nn.Linear:
+    layer = nn.Linear(weight.shape[2], weight.shape[1])
+    layer.weight.data, layer.bias.data = weight[0], bias[0]
+    return layer
+
+
+def describe(agent: Agent, member: int) -> dict[str, Any]:
+    """The metadata: what goes in, what comes out, and where the weights come from."""
+    worlds = agent.worlds(1)
+    _, legal = worlds.reset([0])
+    worlds.close()
+    actions = [str(a) for a in range(worlds.n_actions)]
+    if agent.config.is_town:
+        from .envs.rules import ACTIONS
+
+        actions = list(ACTIONS)
+    parts = [
+        {"name": part.name, "kind": part.kind, "start": part.start, "size": part.size, "scaled": part.scaled,
+         "space": str(part.space)}
+        for part in worlds.layout
+    ]  # fmt: skip
+    return {
+        "townlet": __version__,
+        "env": agent.config.env,
+        "env_steps": agent.env_steps,
+        "member": member,
+        "inputs": "obs [N, obs_size] float32, reset [N] bool, h [N, hidden_size], c [N, hidden_size]"
+        + (", legal [N, actions] bool" if legal is not None else ""),
+        "outputs": "q [N, actions], action [N] int64, h, c",
+        "obs_size": worlds.obs_size,
+        "observation": parts,
+        "actions": actions,
+        "legal": legal is not None,
+        "hidden_size": agent.network.hidden_size,
+        "memory": agent.config.memory,
+        "config": agent.config.to_dict(),
+    }
+
+
+def acting_network(agent: Agent, member: int = 0) -> ActingNetwork:
+    """The module of one member. Raises ValueError for a member that there is not."""
+    params = agent.member(member)
+    text = json.dumps(describe(agent, member))
+    return ActingNetwork(agent.network, params, memory=agent.config.memory, metadata=text).eval()
+
+
+def export(agent: Agent, path: str | Path, member: int = 0) -> None:
+    """Write one member's acting network to ``path``: TorchScript for `.pt`, ONNX for `.onnx`, in one move.
+
+    Raises:
+        ValueError: another ending, a member that there is not, or the packages that ONNX needs are not installed.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt", ".onnx"):
+        raise ValueError(f"{path}: expected a name that ends in .pt (TorchScript) or .onnx")
+    network = acting_network(agent, member)
+    with warnings.catch_warnings():
+        # of TorchScript's end of development, and of sizes read while tracing, which are the network's own and not N
+        warnings.simplefilter("ignore")
+        data = _onnx(network) if path.suffix == ".onnx" else _torchscript(network)
+    with replacing(path, "wb") as file:
+        file.write(data)
+
+
+def _torchscript(network: ActingNetwork) -> bytes:
+    buffer = io.BytesIO()
+    example = torch.zeros(2, json.loads(network.metadata)["obs_size"])
+    network.encoder = torch.jit.trace(network.encoder, example, check_trace=False)
+    torch.jit.save(torch.jit.script(network), buffer, _extra_files={METADATA: network.metadata})
+    return buffer.getvalue()
+
+
+def _onnx(network: ActingNetwork) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"an .onnx file needs a package ({error}); try: pip install onnx onnxscript") from None
+    facts = json.loads(network.metadata)
+    n = 3
+    arguments = [torch.zeros(n, facts["obs_size"]), torch.zeros(n, dtype=torch.bool), *network.initial_state(n)]
+    names = ["obs", "reset", "h", "c"]
+    if facts["legal"]:
+        arguments.append(torch.ones(n, len(facts["actions"]), dtype=torch.bool))
+        names.append("legal")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every package that is not there
+    program = torch.onnx.export(
+        network,
+        tuple(arguments),
+        input_names=names,
+        output_names=["q", "action", "h_next", "c_next"],
+        dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in arguments),
+        opset_version=_OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["townlet"] = network.metadata
+    return program.model_proto.SerializeToString()
