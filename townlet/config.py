@@ -15,8 +15,10 @@ from typing import Any
 
 import yaml
 
+from . import plain_yaml
 from .envs.adapter import TOWN_ID
 from .files import replacing
+from .plain_yaml import shown
 from .presets import with_preset
 from .spreads import Spread
 from .validation import converted, kind_of, parse_stage, scalar, validate
@@ -33,6 +35,8 @@ CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
 
+
+MOST_MEMBERS = 100_000
 
 # Headings of --help and config.yaml, each above the setting that follows.
 GROUPS = {
@@ -206,6 +210,8 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, converted(f, getattr(self, f.name)))
+        if not 1 <= self.members <= MOST_MEMBERS:  # before a range is spread over them
+            raise ValueError(f"members={self.members}: expected at least 1 and at most {MOST_MEMBERS:,}")
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Spread):
                 object.__setattr__(self, f.name, value.values(f.name, self.members, self.seed))
@@ -293,24 +299,35 @@ def reject_unknown(values: Mapping[str, Any], source: str) -> None:
     names = ["preset", *(f.name for f in fields(Config))]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(shown(key), names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; settings: {', '.join(names)}"
-            raise ValueError(f"{source}: {key!r} is not a setting{hint}")
+            raise ValueError(f"{source}: {shown(key)} is not a setting{hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, checked for unknown keys only. Raises ValueError naming the file."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(plain_yaml.LARGEST + 1)
+        if len(data) > plain_yaml.LARGEST:
+            raise ValueError("it is larger than a file of settings can be")
+        values = plain_yaml.load(data.decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not YAML of settings ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds {type(values).__name__}, expected 'setting: value' lines")
     reject_unknown(values, str(path))
     numeric = {f.name for f in fields(Config) if "str" not in kind_of(f)[0]}
-    # YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number.
-    return {k: scalar(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}
+    return {k: _number(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number. Text that is none stays text."""
+    try:
+        return scalar(text)
+    except ValueError:
+        return text

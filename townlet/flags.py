@@ -18,9 +18,12 @@ def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         if kind == "str":
             return None if optional and text.lower() == "none" else text
-        if "tuple" in kind and "," in text:
-            return [scalar(part) for part in text.split(",") if part]
-        return scalar(text)
+        try:
+            if "tuple" in kind and "," in text:
+                return [scalar(part) for part in text.split(",") if part]
+            return scalar(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
 
@@ -32,7 +35,10 @@ class _KeyValues(argparse.Action):
             key, separator, value = text.partition("=")
             if not (separator and key):
                 parser.error(f"{option_string}: {text!r} is not key=value")
-            pairs[key] = scalar(value)
+            try:
+                pairs[key] = scalar(value)
+            except ValueError as error:
+                parser.error(f"{option_string}: {key}={error}")
         setattr(namespace, self.dest, pairs)
 
 

@@ -134,10 +134,9 @@ def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     values = {name: choice.value for name, choice in choices(given.pop("preset", "fast")).items()}
     if given.get("env", TOWN_ID) != TOWN_ID:
         sizes = {"seq_len": defaults["seq_len"], "num_envs": 16, **values, **given}
-        try:
-            window = int(sizes["num_envs"] * (sizes["seq_len"] + 1))
-        except (TypeError, ValueError):
-            window = 1  # Config says what is wrong with them
+        envs, steps = sizes["num_envs"], sizes["seq_len"]
+        numbers = all(isinstance(v, (int, float)) and abs(v) < 2**63 for v in (envs, steps))
+        window = int(envs * (steps + 1)) if numbers else 1  # Config says what is wrong with them
         values = {**_elsewhere(given, window), **values}
     return {**values, **given}
 

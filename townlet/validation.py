@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any
 
-import yaml
+import numpy as np
 
+from . import plain_yaml
 from .envs.adapter import TOWN_ID
 from .envs.images import parse_convolutions
+from .plain_yaml import shown
 from .spreads import FORMS, Spread
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _int(v: Any) -> int:
-    if isinstance(v, bool) or not isinstance(v, (int, float)) or v != int(v):
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or v != int(v) or not -(2**63) <= v < 2**63:
         raise TypeError
     return int(v)
 
@@ -49,6 +51,10 @@ def _ints(v: Any) -> tuple[int, ...]:
 
 
 def _strs(v: Any) -> tuple[str, ...]:
+    if v is False:  # what YAML 1.1 makes of "off"
+        v = "off"
+    if not isinstance(v, (str, list, tuple)):
+        raise TypeError
     return (_str(v),) if isinstance(v, str) else tuple(_str(x) for x in v)
 
 
@@ -63,7 +69,20 @@ def _floats(v: Any) -> float | tuple[float, ...] | Spread:
 def _args(v: Any) -> dict[str, Any]:
     if not isinstance(v, Mapping) or not all(isinstance(k, str) for k in v):
         raise TypeError
-    return dict(v)
+    return {key: _plain(value) for key, value in v.items()}
+
+
+def _plain(v: Any) -> Any:
+    """What YAML and checkpoints hold: None, numbers, strings, lists and string-keyed mappings of them."""
+    if isinstance(v, (np.ndarray, np.generic)):
+        v = v.tolist()
+    if isinstance(v, Mapping):
+        return _args(v)
+    if isinstance(v, (list, tuple)):
+        return [_plain(x) for x in v]
+    if v is None or isinstance(v, (bool, int, float, str)):
+        return v
+    raise TypeError
 
 
 # By annotation: what converts a value, what the error says was expected, how --help shows it.
@@ -75,7 +94,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
     "tuple[str, ...]": (_strs, "a list of strings", "STAGE"),
     "float | tuple[float, ...]": (_floats, f"a finite number, a list of one per member, {FORMS}", "X"),
-    "dict[str, Any]": (_args, "key=value pairs", "K=V"),
+    "dict[str, Any]": (_args, "key=value pairs of numbers, strings, lists", "K=V"),
 }
 
 
@@ -93,12 +112,15 @@ def converted(f: Field[Any], value: Any) -> Any:
         return None
     try:
         return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{f.name}={value!r}: expected {wanted}{' or none' if optional else ''}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise ValueError(f"{f.name}={shown(value)}: expected {wanted}{' or none' if optional else ''}") from None
 
 
 def scalar(text: str) -> Any:
-    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say."""
+    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say.
+
+    Raises ValueError.
+    """
     if text.lower() == "none":
         return None
     for convert in (int, float):
@@ -106,25 +128,38 @@ def scalar(text: str) -> Any:
             return convert(text)
         except ValueError:
             pass
-    return yaml.safe_load(text)
+    try:
+        return plain_yaml.load(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} is not a value: {error}") from None
 
 
 def parse_stage(text: str) -> tuple[int, dict[str, Any]]:
     """'STEP key=value ...' -> (step, arguments). Raises ValueError."""
-    first, *pairs = text.replace(":", " ").split()
-    args = {key: scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-    step = scalar(first)
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
-        raise ValueError(f"curriculum: {text!r} does not begin with a step; expected 'STEP key=value ...'")
-    if not all("=" in pair for pair in pairs):
-        raise ValueError(f"curriculum: {text!r} holds something that is not key=value")
-    return int(step), args
+    try:
+        first, *pairs = text.replace(":", " ").split() or [""]
+        try:
+            step = _int(scalar(first))
+        except (TypeError, ValueError, OverflowError):
+            step = -1
+        if step < 0:
+            raise ValueError("does not begin with a step; expected 'STEP key=value ...'")
+        args: dict[str, Any] = {}
+        for pair in pairs:
+            key, separator, value = pair.partition("=")
+            if not (key and separator):
+                raise ValueError("holds something that is not key=value")
+            if key in args:
+                raise ValueError(f"gives {key} twice")
+            args[key] = _plain(scalar(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"curriculum: {shown(text)} {error}") from None
+    return step, args
 
 
 # ---- ranges ---------------------------------------------------------------------------------------------------------
 
 _AT_LEAST_1 = [
-    "members",
     "num_envs",
     "total_steps",
     "hidden_size",
@@ -164,7 +199,7 @@ def validate(c: Config) -> None:
 
     def require(ok: bool, name: str, wanted: str) -> None:
         if not ok:
-            raise ValueError(f"{name}={getattr(c, name)!r}: expected {wanted}")
+            raise ValueError(f"{name}={shown(getattr(c, name))}: expected {wanted}")
 
     def every(name: str) -> tuple[float, ...]:
         value = getattr(c, name)

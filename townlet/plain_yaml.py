@@ -1,0 +1,58 @@
+"""YAML as settings need it: plain values, every key once, no aliases; whatever else comes is a ValueError.
+
+Aliases are refused because a few lines of them stand for more values than fit into memory.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+import yaml
+
+LARGEST = 1 << 20  # bytes of a file of settings
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 40
+
+
+def shown(value: Any) -> str:
+    """``repr`` for a message: of any value, in a line."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # a number with more digits than Python prints
+        return f"a {type(value).__name__} too long to print"
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not supported, found *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and (key.tag, name) in seen:
+                raise yaml.YAMLError(f"{shown(name)} is given twice, in line {key.start_mark.line + 1}")
+            seen.add((key.tag, name))
+        return super().construct_mapping(node, deep)
+
+
+def load(text: str) -> Any:
+    """The value that a YAML text stands for. Raises ValueError, whatever the text is."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())[:500]) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as error:  # no such date
+        raise ValueError(f"it holds a value that there is not ({str(error)[:200]})") from None
