@@ -10,12 +10,12 @@ import numpy as np
 
 from ..evaluate import t95
 
-_CHUNK = 1 << 24  # bytes read at a time
+_CHUNK = 1 << 22  # bytes read at a time
 _TAIL = 512  # bytes before the place reached, by which it is known again
 
 
 class Metrics:
-    """The numbers of one metrics.csv: ``steps`` [N] and ``values`` [N, P, C] for ``columns``, NaN where unknown.
+    """The numbers of one metrics.csv: ``steps`` [N] and ``values`` [C, N, P] for ``columns``, NaN where unknown.
 
     A last line without its end waits until the rest is there; a line that is not numbers is counted in ``unreadable``.
     A file that became another one (a resumed run drops what it will repeat) is read anew.
@@ -40,7 +40,7 @@ class Metrics:
 
     @property
     def values(self) -> np.ndarray:
-        return self._values[: len(self._row)]
+        return self._values[:, : len(self._row)]
 
     @property
     def version(self) -> str:
@@ -73,7 +73,7 @@ class Metrics:
         if not self._fields:
             self._fields = lines.pop(0).split(",")
             self.columns = [f for f in self._fields if f not in ("step", "member")]
-            self._values = np.empty((0, 0, len(self.columns)))
+            self._values = np.empty((len(self.columns), 0, 0))
         rows = []
         for line in lines:
             try:
@@ -90,7 +90,7 @@ class Metrics:
     def _place(self, rows: np.ndarray) -> None:
         """rows [R, fields] into the table; members count up from 0, so that no damaged line asks for a million."""
         step, member = (rows[:, self._fields.index(name)].tolist() for name in ("step", "member"))
-        good, at, members = [], [], self._values.shape[1]
+        good, at, members = [], [], self._values.shape[2]
         for i, (s, m) in enumerate(zip(step, member, strict=True)):
             if math.isfinite(s) and m in range(members + 1):
                 members = max(members, int(m) + 1)
@@ -99,25 +99,27 @@ class Metrics:
         self.unreadable += len(rows) - len(good)
         self._grow(len(self._row), members)
         self._steps[at] = rows[good, self._fields.index("step")]
-        own = rows[good][:, [self._fields.index(c) for c in self.columns]]
-        self._values[at, rows[good, self._fields.index("member")].astype(int)] = np.where(np.isfinite(own), own, np.nan)
+        own = rows[good][:, [self._fields.index(c) for c in self.columns]].T
+        who = rows[good, self._fields.index("member")].astype(int)
+        self._values[:, at, who] = np.where(np.isfinite(own), own, np.nan)
 
     def _grow(self, n: int, members: int) -> None:
-        room, p, _ = self._values.shape
+        _, room, p = self._values.shape
         if n <= room and members <= p:
             return
-        room, p = max(room, 2 * n) if n > room else room, max(p, members)
-        steps, values = np.zeros(room), np.full((room, p, len(self.columns)), np.nan)
+        room, p = 2 * n if n > room else room, max(p, members)
+        steps, values = np.zeros(room), np.full((len(self.columns), room, p), np.nan)
         steps[: self._steps.size] = self._steps
-        values[: self._values.shape[0], : self._values.shape[1]] = self._values
+        values[:, : self._values.shape[1], : self._values.shape[2]] = self._values
         self._steps, self._values = steps, values
 
     def last(self, column: str) -> float | None:
         """The newest value, mean over members; None when there is none."""
         if column not in self.columns or not len(self._row):
             return None
-        known = np.nonzero(np.isfinite(self.values[:, :, self.columns.index(column)]).any(axis=1))[0]
-        return None if not known.size else float(np.nanmean(self.values[known[-1], :, self.columns.index(column)]))
+        values = self.values[self.columns.index(column)]
+        known = np.nonzero(np.isfinite(values).any(axis=1))[0]
+        return None if not known.size else float(np.nanmean(values[known[-1]]))
 
     def curve(self, column: str, points: int) -> dict[str, Any] | None:
         """At most ``points`` points of a column: x, members (a list per member), mean, low, high; None for no data.
@@ -128,7 +130,7 @@ class Metrics:
         """
         if column not in self.columns:
             return None
-        values = self.values[:, :, self.columns.index(column)]
+        values = self.values[self.columns.index(column)]
         known = np.isfinite(values).any(axis=1)
         order = np.argsort(self.steps[known], kind="stable")
         x, y = self.steps[known][order], values[known][order]

@@ -110,7 +110,7 @@ class Run:
                 "name": self.name,
                 "env": str(config.get("env", summary.get("env", "unknown world"))),
                 "level": _level(config),
-                "members": max(1, int(_number(config.get("members"))), self.metrics.values.shape[1]),
+                "members": max(1, int(_number(config.get("members"))), self.metrics.values.shape[2]),
                 "state": state,
                 "step": step,
                 "total": total,
@@ -144,7 +144,7 @@ class Run:
         since = (0.0, 0.0)
         if steps.size >= 2:
             i = -min(steps.size, max(5, steps.size // 20))
-            since = float(steps[i]), float(self.metrics.values[i, 0, self.metrics.columns.index("seconds")])
+            since = float(steps[i]), float(self.metrics.values[self.metrics.columns.index("seconds"), i, 0])
         done, took = step - since[0], seconds - since[1]
         return (total - step) * took / done if done > 0 and took > 0 else None
 

@@ -203,6 +203,7 @@ export class PlayPanel {
     this.view.show(frame, glide);
     this.clock.firstChild.style.left = `${(100 * (frame.hour + 0.5)) / 24}%`;
     this.clock.firstChild.className = daylight(frame.hour) > 0.4 ? "sun" : "moon";
+    this.clock.classList.toggle("late", frame.hour >= 15); // the hour's place is where the sun is not
     this.clock.lastChild.textContent = `${String(frame.hour).padStart(2, "0")}:00`;
     this.tick.textContent = `tick ${frame.survival} of ${town.max_steps}`;
     this.here.textContent = frame.here;
