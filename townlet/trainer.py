@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import checkpoint, runs
 from . import device as devices
-from .assembly import build_network, memory_statement, open_worlds, replay_sizes, td_spec
+from .assembly import build_network, check_agents, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
@@ -78,6 +78,7 @@ class Trainer:
         device = devices.resolve(config.device)
         self.stage = 0  # of the curriculum
         self.worlds = self._training_worlds()
+        check_agents(config, self.worlds)
         self.network = build_network(config, self.worlds)
         obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
         sizes = replay_sizes(config, self.worlds, self.network, legal is not None)
@@ -178,7 +179,9 @@ class Trainer:
             self.replay.add_final(self._rows(step.over), step.final_obs, step.final_legal, *self.population.state)
         self.episodes.add(step)
         self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
-        self.reset, self.over = self._rows(step.first), self._rows(step.over & ~step.first)
+        unreal = step.over & ~step.first  # the coming step only resets, or nobody takes it
+        unreal = unreal if step.idle is None else unreal | step.idle
+        self.reset, self.over = self._rows(step.first), self._rows(unreal)
         self.env_steps += self.config.num_envs
         t3 = clock()
         self.seconds["act"] += t1 - t0

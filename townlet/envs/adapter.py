@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -31,9 +32,11 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from .guard import Guard, WorldError, raised
 from .minigrid import SymbolicObservation
+from .parallel import ParallelVectorEnv
 from .spaces import ActionNumbers, ObservationRows, Part
 
 TOWN_ID = "townlet/Town-v0"
+PETTINGZOO = "pettingzoo:"
 # Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
 _KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
 
@@ -50,6 +53,7 @@ class WorldStep(NamedTuple):
     first: np.ndarray  # bool [N], obs is the first of an episode
     final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past it
     final_legal: np.ndarray | None = None  # bool [K, A]
+    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `parallel`)
 
     @property
     def over(self) -> np.ndarray:
@@ -136,9 +140,10 @@ class VectorAdapter:
         if not np.isfinite(reward).all():
             raise self._not_finite("reward", reward)
         rows, legal, survival = self._observe(obs), self._legal(info), _survival(info)
-        ended, final_obs, final_legal = terminated | truncated, None, None
+        ended, final_obs, final_legal, idle = terminated | truncated, None, None, None
         if self._mode == AutoresetMode.NEXT_STEP:
-            first, self._over = self._over, ended
+            idle = info.get("idle")
+            first, self._over = self._over, ended if idle is None else ended | idle
         else:
             first = ended
             if ended.any():
@@ -149,7 +154,7 @@ class VectorAdapter:
                     rows, legal = self._begin(ended, rows, legal)
                 final_obs = self._extended(final_obs, action[ended], reward[ended])
         rows = self._extended(rows, action, reward, first)
-        return WorldStep(rows, reward, terminated, truncated, legal, survival, first, final_obs, final_legal)
+        return WorldStep(rows, reward, terminated, truncated, legal, survival, first, final_obs, final_legal, idle)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -370,7 +375,9 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
 
     The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
     the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
-    registers them; ``module:Id`` imports ``module`` first, from the current folder too.
+    registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module`` calls the
+    ``parallel_env`` of that module; every agent is an environment, and ``num_envs`` = 1 gives one copy with all of its
+    agents.
 
     Raises:
         ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
@@ -382,6 +389,8 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
             return VectorAdapter(TownVectorEnv(num_envs, **env_args), env_id)
         except TypeError as error:
             raise ValueError(f"{env_id}: {error}") from None
+    if env_id.startswith(PETTINGZOO):
+        return VectorAdapter(_open_parallel(env_id, num_envs, env_args), env_id)
     home, _, plain_id = env_id.rpartition(":")
     home = home or next((package for prefix, package in _HOMES.items() if env_id.startswith(prefix)), "")
     if home:
@@ -401,20 +410,37 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     return VectorAdapter(env, env_id)
 
 
+def _open_parallel(env_id: str, num_envs: int, env_args: dict[str, Any]) -> ParallelVectorEnv:
+    name = env_id.removeprefix(PETTINGZOO)
+    make = getattr(_import(name, env_id), "parallel_env", None)
+    if make is None:
+        raise ValueError(
+            f"{env_id}: {name} has no parallel_env; expected a module of a PettingZoo parallel environment"
+        )
+
+    def copy() -> Any:
+        try:
+            return make(**env_args)
+        except Exception as error:
+            reason = str(error) if isinstance(error, TypeError) else raised(error)
+            raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}") from error
+
+    return ParallelVectorEnv(copy, num_envs, env_id)
+
+
 # Packages whose ids are known by how they begin.
 _HOMES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
-def _import(module: str, env_id: str) -> None:
+def _import(module: str, env_id: str) -> ModuleType:
     """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{env_id}: needs the package {error.name!r} ({error}); try: pip install {error.name}"
-        ) from None
+        package = (error.name or module).partition(".")[0]
+        raise ValueError(f"{env_id}: needs the package {package!r} ({error}); try: pip install {package}") from None
     except Exception as error:
         raise ValueError(f"{env_id}: {module} cannot be imported: {raised(error)}") from error
 

@@ -55,7 +55,7 @@ class WorkerAdapter(VectorAdapter):
     def __init__(self, make: Make, num_envs: int, workers: int) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
             raise ValueError(f"workers={workers}: expected 0, since processes cannot fork on {sys.platform}")
-        probe = make(1)
+        probe = make(1)  # all agents of one copy, where it is such a world
         self._make, self._feedback = make, {"action": False, "reward": False}
         self.env, self.name, self.num_envs = probe.env, probe.name, num_envs
         self.obs_size, self.n_actions = probe.obs_size, probe.n_actions
@@ -91,7 +91,7 @@ class WorkerAdapter(VectorAdapter):
         answers = self._ask("step", [None] * len(self._slices))
         # which columns are given is the world's nature, the same in all workers
         given: Any = {name: self._columns[name].copy() for name in answers[0]["given"]}
-        given |= {name: None for name in ("legal", "survival") if name not in given}
+        given |= {name: None for name in ("legal", "survival", "idle") if name not in given}
         for name in ("final_obs", "final_legal"):
             parts = [answer[name] for answer in answers if answer[name] is not None]
             given[name] = np.concatenate(parts) if parts else None
@@ -135,6 +135,7 @@ class WorkerAdapter(VectorAdapter):
             "legal": ((N, self.n_actions), np.bool_),
             "survival": ((N,), np.float64),
             "first": ((N,), np.bool_),
+            "idle": ((N,), np.bool_),
         }
         self._columns = {name: _shared(shape, dtype) for name, (shape, dtype) in shapes.items()}
         context = multiprocessing.get_context("fork")
