@@ -206,6 +206,9 @@ class Config:
     )
     keep_checkpoints: int = _setting(2, "complete checkpoints kept")
     run_dir: str | None = _setting(None, "folder of the run; none for runs/<world>-<time>")
+    wandb: str | None = _setting(
+        None, "project on Weights & Biases to send the records to as well (pip install wandb); none for no such thing"
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):

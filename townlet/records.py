@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -97,17 +97,25 @@ def new_folder(path: str | Path | None, world: str) -> Path:
         raise ValueError(f"{path or 'runs'}: cannot be made ({error.strerror})") from None
 
 
+class Sink(Protocol):
+    """Takes numbers by tag."""
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Records:
     """Appends to metrics.csv and the TensorBoard events of a run folder; what is added is in the files at once.
 
     ``step``: where the run stands. What an interrupted run wrote after it is dropped (metrics.csv) or purged (events),
-    since it is about to be written again; so is a torn last line.
+    since it is about to be written again; so is a torn last line. ``also`` gets what the events get.
 
     Raises:
         OSError: naming the file; metrics.csv then holds whole records only.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = True, also: Sink | None = None) -> None:
         self.path = folder / "metrics.csv"
         rows = _rows_until(self.path, step) if self.path.exists() else []
         with replacing(self.path) as file:
@@ -116,6 +124,7 @@ class Records:
             writer.writerows(rows)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
         self._events = EventFile(folder, step) if tensorboard else None
+        self._sinks: list[Sink] = [sink for sink in (self._events, also) if sink is not None]
         self._folder, self._beat = folder, ("", 0.0)  # state and time of the last beat
 
     def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
@@ -131,14 +140,15 @@ class Records:
             writer.writerow({"step": step, "member": p, **{k: _short(v) for k, v in values.items()}})
             scalars |= {f"{_tab(name)}/{name}/member_{p}": value for name, value in values.items()}
         append_whole(self._file, text.getvalue().encode(), self.path)
-        if self._events is None:
+        if not self._sinks:
             return
         for name in members[0] if len(members) > 1 else ():
             mean, half = mean_interval(np.array([own[name] for own in members]))
             if not math.isnan(half):
                 whole = {"mean": mean, "low95": mean - half, "high95": mean + half}
                 scalars |= {f"{_tab(name)}/{name}/{what}": value for what, value in whole.items()}
-        self._events.add(step, scalars)
+        for sink in self._sinks:
+            sink.add(step, scalars)
 
     def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
         """Sign of life: status.json, every two seconds and when ``state`` changes.
@@ -164,10 +174,10 @@ class Records:
             self._events.sync()
 
     def close(self) -> None:
-        """Close both."""
+        """Close all of them."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class Means:

@@ -26,6 +26,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "run_dir",
+        "wandb",
     ]
 )
 """Settings that may differ between a checkpoint and the run that continues it."""

@@ -37,6 +37,7 @@ from .replay import SequentialReplayBuffer
 from .schedules import Schedules
 from .sessions import note_session
 from .signals import stop_signals
+from .wandb_log import WandbLog, require_wandb
 
 _PHASES = ("act", "env", "replay", "update", "eval")
 
@@ -143,6 +144,8 @@ class Trainer:
         return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make, workers=c.workers)
 
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
+        if self.config.wandb is not None:
+            require_wandb()
         if folder is None and not record:
             return None
         if folder is not None:
@@ -239,7 +242,9 @@ class Trainer:
                     self.say(f"{path}: is what this run left for an earlier checkpoint")
                 self.config.to_yaml(self.folder / "config.yaml")
                 note_session(self.folder, self.env_steps)
-                with closing(Records(self.folder, step=self.env_steps)) as records:
+                project = self.config.wandb
+                also = WandbLog(self.folder, project, self.config.to_dict(), self.say) if project is not None else None
+                with closing(Records(self.folder, step=self.env_steps, also=also)) as records:
                     self._loop(stop, records, progress)
 
     def _loop(self, stop: list[signal.Signals], records: Records | None, progress: Progress | None) -> None:

@@ -1,0 +1,78 @@
+"""Weights & Biases, where a run asks for it (``wandb: PROJECT``): the same numbers as TensorBoard's events.
+
+The package and its variables (WANDB_MODE=offline, WANDB_ENTITY, ...) decide where the numbers go. Whatever fails there
+is said once and costs no run anything but these numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .records import write_json
+
+FILE = "wandb.json"
+
+
+def require_wandb() -> None:
+    """ValueError where the package is missing."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("wandb: the package is not installed; pip install wandb, or leave the setting out")
+
+
+class WandbLog:
+    """A run on Weights & Biases; a resumed run goes on with the one whose id is in wandb.json of its folder.
+
+    Args:
+        folder: of the run; what the package writes goes into its folder wandb/.
+        project: there.
+        config: the settings to show.
+        say: hears of the first failure, after which nothing more is sent.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        self._say = say
+        self._run: Any = None
+        self._try(lambda: self._begin(folder, project, config))
+
+    def _begin(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
+        name = folder.resolve().name
+        known = _read(folder / FILE)
+        mine = known if known.get("project") == project else {"project": project, "id": secrets.token_hex(6)}
+        # the terminal is the progress bar's: the package is not to capture it
+        self._run = wandb.init(
+            **mine, name=name, dir=str(folder), config=dict(config), resume="allow", settings={"console": "off"}
+        )
+        write_json(folder / FILE, mine)
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Send numbers by tag. What a resumed run sends again, for steps already there, the service leaves out."""
+        if self._run is not None:
+            self._try(lambda: self._run.log(dict(scalars), step=step))
+
+    def close(self) -> None:
+        """End the run there; waits for what is on its way."""
+        if self._run is not None:
+            self._try(lambda: self._run.finish())
+            self._run = None
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a service or its package comes up with
+            self._run = None
+            self._say(f"wandb: {error or type(error).__name__}; the run goes on without it")
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"project": str(found["project"]), "id": str(found["id"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
