@@ -88,6 +88,19 @@ def test_text_is_left_out_and_a_run_says_so():
     assert not [line for line in said if "left out" in line]
 
 
+@pytest.mark.parametrize(
+    ("env_id", "obs_size", "n_actions"),
+    [("Blackjack-v1", 32 + 11 + 2, 2), ("popgym-AutoencodeEasy-v0", 2 + 4, 4), ("popgym-MineSweeperEasy-v0", 3, 16)],
+)
+def test_worlds_of_other_spaces_train(env_id, obs_size, n_actions):
+    """Tuples of Discrete in, or combined actions out; with the last action and reward."""
+    run = Trainer(clock(env=env_id, last_action=True, last_reward=True))
+    run.train()
+    assert (run.worlds.obs_size, run.worlds.n_actions) == (obs_size + n_actions + 1, n_actions)
+    assert run.updates == 15
+    assert np.isfinite(run.evaluate().returns).all()
+
+
 def test_combined_actions_are_numbered_through():
     taken = []
 
