@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluate import t95
+from ..results import Curve
 
 _CHUNK = 1 << 22  # bytes read at a time
 _TAIL = 512  # bytes before the place reached, by which it is known again
@@ -139,19 +139,14 @@ class Metrics:
         together = 1
         while -(-x.size // together) > points:
             together *= 2
-        x, y = (_means(a, together) for a in (x[:, None], y))
-        count = np.isfinite(y).sum(axis=1)
-        mean = np.nansum(y, axis=1) / count
-        with np.errstate(invalid="ignore", divide="ignore"):
-            deviation = np.sqrt(np.nansum((y - mean[:, None]) ** 2, axis=1) / (count - 1))
-        half = np.array([t95(n) for n in range(y.shape[1] + 1)])[count] * deviation / np.sqrt(count)
+        curve = Curve.of(_means(x[:, None], together)[:, 0], _means(y, together))
         return {
             "together": together,
-            "x": _plain(x[:, 0]),
-            "members": [_plain(y[:, p]) for p in range(y.shape[1])],
-            "mean": _plain(mean),
-            "low": _plain(mean - half),
-            "high": _plain(mean + half),
+            "x": _plain(curve.x),
+            "members": [_plain(own) for own in curve.members.T],
+            "mean": _plain(curve.mean),
+            "low": _plain(curve.low),
+            "high": _plain(curve.high),
         }
 
 

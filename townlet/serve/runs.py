@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .. import checkpoint
+from .. import checkpoint, plain_yaml
 from ..config import Config
 from ..records import process_mark
 from .curves import Metrics
@@ -28,15 +26,6 @@ _DEPTH = 3  # folders between the one given and a run
 _RUNS = 1000
 _SILENCE = 60.0  # seconds without a sign of life after which a run counts as ended, where its process cannot be asked
 _CONFIG, _JSON = 1 << 16, 1 << 20  # bytes of the largest config.yaml and *.json that are read
-
-
-class _Yaml(yaml.SafeLoader):
-    """Without references: a few lines of them make a value of any size."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("a reference")
-        return super().compose_node(parent, index)
 
 
 class Run:
@@ -57,8 +46,8 @@ class Run:
         written = _modified(path)
         if self._config[0] != written:
             try:
-                found = yaml.load(_small(path, _CONFIG), _Yaml)
-            except (OSError, yaml.YAMLError, ValueError, RecursionError):
+                found = plain_yaml.load(_small(path, _CONFIG))
+            except (OSError, ValueError):
                 found = None
             self._config = written, found if isinstance(found, dict) else {}
         return self._config[1]
