@@ -108,7 +108,8 @@ def test_workers_hold_whole_copies():
 def test_action_masks_are_legal_actions(masks):
     adapter = make_worlds(DUEL, 2, masks=masks)
     assert adapter.obs_size == 3, "the mask is no part of what an agent sees"
-    _, legal = adapter.reset([1, 2])
+    obs, legal = adapter.reset([1, 2])
+    assert obs.tolist() == [[0, 0, 0], [1, 0, 0]]
     forbidden, everything = [False, True, True], [True, True, True]
     # in info, only "long" says what is legal
     assert legal.tolist() == [everything if masks == "info" else forbidden, forbidden]
