@@ -28,7 +28,7 @@ LAGS = 127
 """The largest k of the influence."""
 WINDOWS = 128
 """Most windows per member, one from each episode, that the influence is averaged over."""
-FAINT = 0.1
+FAINT = 0.01
 """The sentence names the largest lag whose influence is at least this share of the present observation's."""
 
 
