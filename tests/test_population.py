@@ -283,14 +283,15 @@ def test_members_together_follow_members_apart() -> None:
     assert not torch.allclose(together.online_flat[0], together.online_flat[1], atol=1e-2), "control"
 
 
-def test_the_average_trails_the_weights_by_its_decay() -> None:
-    pop = population(ema_decay=0.75)
+@pytest.mark.parametrize("deferred", [False, True])
+def test_the_average_trails_the_weights_by_its_decay(deferred: bool) -> None:
+    pop = population(ema_decay=0.3, deferred=deferred)
     want = pop.online_flat.double()
     generator = torch.Generator().manual_seed(3)
-    for _ in range(5):
+    for kept in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3):
         pop.backward(loss(pop, torch.randn(3, 2, 3, OBS, generator=generator)))
         pop.adam_step()
-        want = 0.75 * want + 0.25 * pop.online_flat.double()
+        want = kept * want + (1 - kept) * pop.online_flat.double()
     for name, view in pop._views(want).items():
         assert torch.allclose(pop.averaged[name].double(), view, atol=1e-7)
     assert pop.average_flat is not None

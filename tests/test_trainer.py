@@ -330,7 +330,7 @@ def test_a_run_gives_signs_of_life(tmp_path):
     assert (end["state"], end["step"], end["updates"]) == ("trained", 400, run.updates)
     agent = read_agent(run.folder / "agent.ckpt")
     assert agent["config"] == run.config.to_dict()
-    assert same(agent["weights"], run.state_dict()["population"]["online"])
+    assert same(agent["weights"], run.state_dict()["population"]["average"])
 
 
 def test_a_process_is_told_from_another_with_its_number():

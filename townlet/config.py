@@ -163,7 +163,7 @@ class Config:
     sync_every: int = _setting(30, "updates between hard copies to the target network; unused when tau is given")
     tau: float | None = _setting(None, "step of the soft target update made after each update; none for hard copies")
     ema_decay: float = _setting(
-        0.0,
+        0.999,
         "share of its old value that the running average of the weights keeps at each update; the average is what "
         "evaluation plays with; 0 for the newest weights",
     )

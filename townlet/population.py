@@ -60,8 +60,8 @@ class VectorizedPopulation:
     Attributes:
         online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
         averaged: name -> the weights to evaluate [P, ...]: their exponential running average (Polyak & Juditsky 1992,
-            in the form of Kingma & Ba 2015, section 7.2, from the initial weights on), which fluctuates less than the
-            newest; `online` itself where ema_decay is 0.
+            in the form of Kingma & Ba 2015, section 7.2), which fluctuates less than the newest; `online` itself where
+            ema_decay is 0. Step n keeps min(ema_decay, n / (n + 9)), so that early averages do not trail behind.
         online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32; average_flat too, or None.
         recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head; None
             without memory, where the operator sees other weights than the parameters.
@@ -286,7 +286,9 @@ class VectorizedPopulation:
         good = self.finite("gradient", norm, good)
         self.adam_steps += 1 if good is None else good
         if self.average_flat is not None:
-            self.average_flat.lerp_(self.online_flat, (1.0 - self.ema_decay) * (1.0 if good is None else good))
+            kept = torch.as_tensor(self.adam_steps / (self.adam_steps + 9)).clamp(max=self.ema_decay)
+            moved = 1.0 - kept if good is None else (1.0 - kept) * good
+            self.average_flat.lerp_(self.online_flat, moved.to(self.average_flat.dtype))
         return norm
 
     def finite(self, what: str, value: Tensor, so_far: Tensor | None = None) -> Tensor | None:

@@ -46,6 +46,7 @@ DRQN = {
     "clip_norm": Choice(10.0, f"{_DRQN}, Appendix A: gradients clipped at ten (here by norm)"),
     "sync_every": Choice(100, f"ours; 10,000 updates in {_DQN}, for runs a hundred times as long"),
     "tau": Choice(None, f"{_DQN}: hard copies"),
+    "ema_decay": Choice(0.0, f"{_DQN}: no averaging"),
     "epsilon_start": Choice(1.0, f"{_DQN}"),
     "epsilon_end": Choice(0.1, f"{_DQN}"),
     "epsilon_ladder": Choice(0.0, f"{_DQN}: one exploration rate"),
@@ -79,6 +80,7 @@ R2D2 = {
     "clip_norm": Choice(40.0, f"{_APEX}, Appendix: gradient norm"),
     "sync_every": Choice(100, f"ours; {_R2D2}, Section 2.3: 2500, for runs a thousand times as long"),
     "tau": Choice(None, f"{_R2D2}, Section 2.3: hard copies"),
+    "ema_decay": Choice(0.0, f"{_R2D2}: no averaging"),
     "epsilon_start": Choice(0.4, f"{_APEX}, Section 4.1"),
     "epsilon_end": Choice(0.4, f"{_APEX}, Section 4.1: no decay"),
     "epsilon_decay_steps": Choice(0, f"{_APEX}, Section 4.1: no decay"),
@@ -100,6 +102,7 @@ ELSEWHERE = {
     ),
     "epsilon_decay_steps": ("a tenth of total_steps", "Mnih et al. 2015 decay over 2% of a hundred times longer runs"),
     "lr_decay_steps": ("total_steps", "the step size falls until the end"),
+    "ema_decay": (0.0, "the average was measured in the Town only"),
     "eval_every": ("a twentieth of total_steps", "twenty points on the curve"),
     "log_every": ("a fiftieth of total_steps", "fifty points on the curve"),
     "checkpoint_every": ("a fifth of total_steps", "a crash costs a fifth of the run"),
@@ -107,7 +110,7 @@ ELSEWHERE = {
 """What every preset sets in worlds other than the Town, whose own lengths are the defaults; each with its reason."""
 
 
-def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, int]:
+def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, float]:
     """The numbers of ELSEWHERE. ``window``: steps that one sequence in every environment takes."""
     total = given.get("total_steps")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not 1 <= total < 2**63:
@@ -121,6 +124,7 @@ def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, int]:
         "capacity": max(2 * window, min(200_000, total)),
         "epsilon_decay_steps": total // 10,
         "lr_decay_steps": total,
+        "ema_decay": 0.0,
         "eval_every": max(1, total // 20),
         "log_every": max(1, total // 50),
         "checkpoint_every": max(1, total // 5),
