@@ -43,9 +43,10 @@ def test_the_worst_copy_the_best_and_nobody_else_changes():
 
 
 def test_nothing_happens_while_a_member_has_no_score():
-    pbt = pbt_of()
+    pbt = pbt_of(fraction=0.5)
     hyper = hyper_of(pbt)
-    assert pbt.step(1, 100, np.array([1.0, math.nan, 2.0, 3.0]), hyper) == [[], []]
+    for event in range(20):
+        assert pbt.step(event, 100, np.array([1.0, math.nan, 2.0, 3.0]), hyper) == [[], []]
     assert same(hyper, hyper_of(pbt))
     assert pbt.lineage == []
 
@@ -119,8 +120,8 @@ def test_draws_depend_on_seed_and_event_alone():
 
 def grown():
     """A trainer of 4 members a moment before an event in which member 2 copies member 1."""
-    explored = {"lr": "log:1e-4:1e-2", "gamma": "lin:0.5:0.9", "pbt_explore": ["lr", "gamma"]}
-    run = Trainer(clock(members=4, ema_decay=0.5, pbt_every=160, **explored))
+    own = {"lr": "log:1e-4:1e-2", "gamma": "lin:0.5:0.9", "clip_norm": "lin:1:9", "epsilon_end": "lin:0.1:0.4"}
+    run = Trainer(clock(members=4, ema_decay=0.5, pbt_every=160, pbt_explore=list(own), **own))
     while run.env_steps < 160:
         run.act_step()
         run.learn()
@@ -161,7 +162,9 @@ def check_copy():
     hyper = run.schedules.hyper
     assert row["lr_parent"] == hyper["lr"][1]
     assert row["lr_after"] == hyper["lr"][2] != row["lr_before"]
-    # the new values are where they act: in Adam's step sizes and in the operator's discounts
+    # the new values are where they act: in Adam, in the operator's discounts and in the actions
+    assert run.population.clip_norm.tolist() == pytest.approx(hyper["clip_norm"].tolist())
+    assert run.epsilon()[:, 0].tolist() == hyper["epsilon_end"].tolist()
     assert run.population.lr.tolist() == pytest.approx(hyper["lr"].tolist())
     assert run.learner.spec.gamma.tolist() == pytest.approx(hyper["gamma"].tolist())
     # and the member acts as its parent does
