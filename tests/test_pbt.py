@@ -164,7 +164,7 @@ def check_copy():
     assert row["lr_after"] == hyper["lr"][2] != row["lr_before"]
     # the new values are where they act: in Adam, in the operator's discounts and in the actions
     assert run.population.clip_norm.tolist() == pytest.approx(hyper["clip_norm"].tolist())
-    assert run.epsilon()[:, 0].tolist() == hyper["epsilon_end"].tolist()
+    assert run.epsilon()[:, 0].tolist() == pytest.approx(hyper["epsilon_end"].tolist())
     assert run.population.lr.tolist() == pytest.approx(hyper["lr"].tolist())
     assert run.learner.spec.gamma.tolist() == pytest.approx(hyper["gamma"].tolist())
     # and the member acts as its parent does
