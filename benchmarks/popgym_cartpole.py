@@ -38,6 +38,8 @@ def run(config: Config, carried: bool) -> tuple[list[float], float]:
     trainer = Trainer(config, record=False, td_unroll=None if carried else zeroed_target)
     begun = time.perf_counter()
     trainer.train()
+    if trainer.stopped_by is not None:
+        raise SystemExit(128 + trainer.stopped_by)
     seconds = time.perf_counter() - begun
     result = Agent.of(trainer).evaluate(config.final_eval_episodes, config.seed)
     return result.returns.mean(axis=1).tolist(), seconds

@@ -68,6 +68,8 @@ def train_ours(world: str, method: str, config: Config) -> dict[str, Any]:
     trainer = Trainer(config, record=False, td_unroll=zeroed_target if method == "zeroed-target" else None)
     begun, cpu = time.perf_counter(), time.process_time()
     trainer.train()
+    if trainer.stopped_by is not None:
+        raise SystemExit(128 + trainer.stopped_by)
     seconds = {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
     steps = [step for step, _ in trainer.evaluations]
     means = np.array([e.returns.mean(axis=1) for _, e in trainer.evaluations])  # [evaluations, seeds]
