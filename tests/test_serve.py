@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import clock, tiny
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from worlds import SavableClock, clock, tiny
 
 from townlet import mind, report
 from townlet.cli import main
+from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import GreedyActor, mean_interval
 from townlet.records import Records, process_mark, write_json
 from townlet.report import Agent
@@ -576,6 +578,23 @@ def test_other_worlds_show_their_pictures(server, monkeypatch):
     start = ask(server, "/api/play/start", run="clock", seed=3)
     assert not start["pictures"]
     assert start["frames"][0]["obs"] == [0.0, following["obs"][1]]
+
+
+def test_the_last_frame_is_of_the_episode(server, monkeypatch):
+    """A SAME_STEP world's last observation is already the next episode's first."""
+
+    def same_step(agent):
+        worlds = SyncVectorEnv([lambda: SavableClock("rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
+        return VectorAdapter(worlds, "clocks"), True
+
+    def last(opened):
+        monkeypatch.setattr(play, "_open", opened)
+        return whole_episode(server, run="clock", seed=3)[1]
+
+    plain, same = last(play._open), last(same_step)
+    assert [f["obs"] for f in same] == [f["obs"] for f in plain]
+    assert same[-1]["obs"][0] == same[-1]["obs"][1] > 0  # the tick is the length
+    assert same[-1]["picture"] == same[-2]["picture"]  # there is none of the end
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

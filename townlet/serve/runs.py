@@ -90,6 +90,7 @@ class Run:
             self.metrics.refresh()
             config, status, summary = self.config(), self.json("status.json"), self.json("summary.json")
             recorded = float(self.metrics.steps.max(initial=0.0))
+            curves = (self.metrics.curve(c, 60) for c in _SCORES)
             score = next((c for c in _SCORES if self.metrics.last(c) is not None), None)
             step = max(recorded, _number(status.get("step")))
             total = _number(config.get("total_steps")) or _number(summary.get("total_steps"))
@@ -106,7 +107,7 @@ class Run:
                 "seconds": seconds,
                 "left": self._left(step, total, seconds) if state == "training" else None,
                 "score": None if score is None else {"column": score, "value": self.metrics.last(score)},
-                "spark": None if score is None else self.metrics.curve(score, 60),
+                "spark": next((c for c in curves if c is not None and len(c["x"]) > 1), None),
                 "seen": max(_number(status.get("time")), _modified(self.folder / "metrics.csv")),
             }
 

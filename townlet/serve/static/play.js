@@ -110,7 +110,8 @@ export class PlayPanel {
   // What the page knows of the run: a new agent plays from the next episode, at once where none has begun.
   know(details) {
     this.newest = details.agent;
-    if (this.newest && !this.episode && !this.busy && !this.failed) this.start();
+    const tried = this.failed && this.newest === this.refused;
+    if (this.newest && !this.episode && !this.busy && !tried) this.start();
     else if (!this.newest) this.say("This run has no agent yet: it is written at the first evaluation or checkpoint.");
     const waiting = this.episode && this.newest !== this.episode.agent;
     if (waiting && !this.playing && this.frame?.t === 0 && !this.busy) this.start();
@@ -349,6 +350,7 @@ export class PlayPanel {
   fail(error) {
     this.toggle(false);
     this.failed = true;
+    this.refused = this.newest;
     this.say(error instanceof Failure ? `${error.message}.` : "The server does not answer.");
     if (error.status === 410) this.say("Another page has taken the stage. Press play to take it back.");
   }

@@ -198,7 +198,7 @@ export class TownCanvas {
       pen.textAlign = "center";
       pen.textBaseline = "middle";
       const words = strange ? "?" : open ? b.name : `opens at ${b.opens}`;
-      pen.font = `600 ${Math.min(cell * 0.15, (cell * 1.2) / words.length, 14)}px system-ui, sans-serif`;
+      pen.font = `600 ${Math.min(cell * 0.15, (cell * 1.05) / words.length, 14)}px system-ui, sans-serif`;
       pen.fillText(words, x + cell / 2, y + cell * 0.81);
     }
   }
