@@ -6,6 +6,7 @@ import csv
 import math
 
 import numpy as np
+import pbt as benchmark
 import pytest
 import torch
 from test_trainer import same
@@ -368,3 +369,12 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="hyper holds"):
         run_halves(RUNS["clock"], tmp_path / "run", spoil)
+
+
+def test_the_benchmark_runs():
+    """benchmarks/pbt.py, cut down; its figures are in docs/populations.md."""
+    sizes = {"total_steps": 1_500, "members": 4, "num_envs": 4, "lr": benchmark.SPREADS["wide"], "threads": 1}
+    returns, lr, copies = benchmark.run(Config.from_dict({**benchmark.SETTINGS, **sizes, "pbt_every": 250}))
+    assert len(returns) == len(lr) == 4
+    assert copies > 0
+    assert lr != [1e-6, 4.64159e-05, 0.00215443, 0.1]

@@ -92,7 +92,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "str": (_str, "a non-empty string", "NAME"),
     "bool": (_bool, "true or false", ""),
     "tuple[int, ...]": (_ints, "a list of integers", "N,N"),
-    "tuple[str, ...]": (_strs, "a list of strings", "STAGE"),
+    "tuple[str, ...]": (_strs, "a list of strings", "TEXT"),
     "float | tuple[float, ...]": (_floats, f"a finite number, a list of one per member, {FORMS}", "X"),
     "dict[str, Any]": (_args, "key=value pairs of numbers, strings, lists", "K=V"),
 }
