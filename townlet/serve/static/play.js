@@ -114,7 +114,7 @@ export class PlayPanel {
     if (this.newest && !this.episode && !this.busy && !tried) this.start();
     else if (!this.newest) this.say("This run has no agent yet: it is written at the first evaluation or checkpoint.");
     const waiting = this.episode && this.newest !== this.episode.agent;
-    if (waiting && !this.playing && this.frame?.t === 0 && !this.busy) this.start();
+    if (waiting && !this.playing && this.frame?.t === 0 && !this.busy && !tried) this.start();
     this.showVersion();
   }
 
