@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, doctor, eval, export, memory, presets, report, serve, train, watch
+from .commands import bench, compare, doctor, eval, export, memory, presets, report, serve, train, watch
 from .signals import sigterm_unwinds
 
-COMMANDS = (train, presets, eval, memory, report, watch, export, serve, bench, doctor)
+COMMANDS = (train, presets, eval, memory, report, compare, watch, export, serve, bench, doctor)
 """In the order of ``townlet --help``."""
 
 

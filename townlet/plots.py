@@ -18,8 +18,11 @@ from .evaluate import mean_interval
 from .records import read_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .memory import MemoryProbe
     from .report import Report
+    from .results import Curve
 
 # Okabe & Ito's palette, told apart by people with any colour vision.
 _COLOURS = {
@@ -30,6 +33,7 @@ _COLOURS = {
     "trained without memory": "#D55E00",
     "scripted (sees everything)": "#009E73",
 }
+_ORDER = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
 def survival(report: Report, path: str | Path) -> None:
@@ -157,6 +161,25 @@ def memory(probe: MemoryProbe, path: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
+    _save(figure, path)
+
+
+def comparison(curves: Mapping[str, Curve], score: str, path: str | Path) -> None:
+    """The curves of several runs by name: means with 95% intervals over members, members faint."""
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    for i, (name, curve) in enumerate(curves.items()):
+        colour = _ORDER[i % len(_ORDER)]
+        axes.plot(curve.x, curve.mean, color=colour, linewidth=2, label=name)
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.17, linewidth=0)
+        if curve.members.shape[1] > 1:
+            axes.plot(curve.x, curve.members, color=colour, linewidth=0.8, alpha=0.35)
+    axes.set_xlabel("environment steps per member")
+    axes.set_ylabel("survival (ticks)" if score == "survival" else score)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_title("Means, 95% intervals over members", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     _save(figure, path)
 
 

@@ -92,6 +92,17 @@ class Results:
         return int(max(self.summary.get("env_steps", 0), self.steps[-1] if len(self.steps) else 0))
 
     @property
+    def seconds(self) -> float:
+        """Wall clock at the last record; NaN before the first."""
+        seconds = self.curve("seconds")
+        return float(seconds.mean[-1]) if len(seconds) else math.nan
+
+    @property
+    def steps_per_s(self) -> float:
+        """Environment steps of all members per second of the whole run; NaN before the first record."""
+        return float(self.steps[-1]) * self.members / max(self.seconds, 1e-9) if len(self.steps) else math.nan
+
+    @property
     def finished(self) -> bool:
         return bool(self.summary.get("finished")) and self.summary.get("env_steps") == self.env_steps
 

@@ -231,6 +231,13 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """A time span in words."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 # ---- parts of a chart -----------------------------------------------------------------------------------------------
 
 

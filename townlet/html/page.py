@@ -19,6 +19,7 @@ header{margin-bottom:26px}
 h1{font-size:27px;line-height:1.2;letter-spacing:-.015em;margin:0 0 5px;overflow-wrap:anywhere}
 h2{font-size:18px;letter-spacing:-.01em;margin:44px 0 4px}
 p{margin:0 0 12px;max-width:100ch}
+ul{margin:0;padding-left:20px}
 .soft,h2+p{color:var(--soft)}
 code,.code{font:12.5px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:16px;margin-top:14px}
@@ -130,6 +131,11 @@ def picture(path: Path, alt: str, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def listing(texts: Sequence[str]) -> str:
+    """Sentences, one below the other; "" for none."""
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
 def quotation(text: str) -> str:

@@ -17,7 +17,7 @@ from ..files import replacing
 from ..records import MEANINGS
 from ..results import Curve, Results
 from . import page
-from .charts import Bar, Series, bar_chart, line_chart, lineage_chart, number, stacked_chart
+from .charts import Bar, Series, bar_chart, duration, line_chart, lineage_chart, number, stacked_chart
 
 FILE = "report.html"
 _X = "environment steps per member"
@@ -117,22 +117,13 @@ def _figures(run: Results) -> str:
                 detail = f"at {number(curve.x[-1])} steps {_interval(curve.low[-1], curve.high[-1])}"
                 entries.append((f"{what} {run.score}", number(curve.mean[-1]), detail))
                 break
-    seconds, updates = run.curve("seconds"), run.curve("updates")
-    if len(seconds):
-        wall = float(seconds.mean[-1])
-        rate = run.env_steps * run.members / max(wall, 1e-9)
+    updates = run.curve("updates")
+    if len(updates):
         entries.append(("steps", number(run.env_steps), "per member"))
         entries.append(("updates", number(updates.mean[-1]), "of each member"))
-        entries.append(("wall clock", duration(wall), "without pauses"))
-        entries.append(("speed", f"{number(rate)}/s", "environment steps, all members, evaluation included"))
+        entries.append(("wall clock", duration(run.seconds), "without pauses"))
+        entries.append(("speed", f"{number(run.steps_per_s)}/s", "environment steps, all members, evaluation included"))
     return page.figures(entries)
-
-
-def duration(seconds: float) -> str:
-    """A time span in words."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -145,7 +136,9 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _learning_text(run: Results) -> str:
     if run.members > 1:
-        return "Each member faint, their mean strong, the band its 95% interval over members (Student's t)."
+        text = "Each member faint, their mean strong, the band its 95% interval over members (Student's t)."
+        copied = " Members were copied from each other, so they are not independent and the band is too narrow."
+        return text + copied if run.lineage else text
     return "One member: nothing here says how another seed would do (--members)."
 
 
@@ -297,12 +290,12 @@ def _settings(config: dict[str, Any]) -> str:
             marks.append("head")
         if f.name in config:
             changed = config[f.name] != defaults[f.name] and f.name != "run_dir"
-            usual = _shown(defaults[f.name]) if changed else ""
-            rows.append([f.name, _shown(config[f.name]), usual, f.metadata["meaning"]])
+            usual = shown(defaults[f.name]) if changed else ""
+            rows.append([f.name, shown(config[f.name]), usual, f.metadata["meaning"]])
             marks.append("changed" if changed else "")
     unknown = sorted(set(config) - defaults.keys())
     if unknown:
-        rows += [["not settings of this version"], *([name, _shown(config[name]), "", ""] for name in unknown)]
+        rows += [["not settings of this version"], *([name, shown(config[name]), "", ""] for name in unknown)]
         marks += ["head", *("changed" for _ in unknown)]
     everything = page.table(["setting", "value", "default", "meaning"], rows, "", numbers=False, marks=marks)
     mine = [row for row, mark in zip(rows, marks, strict=True) if mark == "changed"]
@@ -310,7 +303,8 @@ def _settings(config: dict[str, Any]) -> str:
     return (short if mine else "<p>All as by default.</p>") + page.details("All settings", everything)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as text."""
     if value is None:
         return "none"
     text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
