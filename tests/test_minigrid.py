@@ -55,3 +55,33 @@ def test_a_short_run_with_convolutions_and_the_last_action():
     changed = (trainer.population.online["conv.0.weight"] != before).flatten(1).any(1)
     assert changed.all()
     assert "SymbolicObservation" in trainer.worlds.why_not_resumable
+
+
+def test_the_benchmark_goes_on_where_it_was_stopped(tmp_path):
+    import minigrid_memory as benchmark
+
+    changes = {"env": MEMORY, "env_args": {"max_steps": 6}, "eval_every": 40, "checkpoint_every": 40, "members": 2}
+    config = tiny(run_dir=str(tmp_path / "run"), final_eval_episodes=2, **changes)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer, act=benchmark.Recorded.act_step):
+        if trainer.env_steps >= 100:
+            raise Stopped
+        act(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark.Recorded, "act_step", stop)
+        with pytest.raises(Stopped):
+            benchmark.run(tmp_path / "run", config)
+    assert [row["step"] for row in benchmark.curve(tmp_path / "run")] == [40, 80]
+    found = benchmark.run(tmp_path / "run", config)
+    assert [row["step"] for row in found["curve"]] == [40, 80, 120, 160]
+    assert all(len(row["success"]) == 2 for row in found["curve"])
+    assert set(found["final"]) == {"carried", "zeroed at each step"}
+    assert found["steps"] == 160
+    benchmark.draw(found, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    won = np.array([[0.0, 0.9], [0.2, 0.3]])
+    assert benchmark.success(type("E", (), {"returns": won})) == [0.5, 1.0]

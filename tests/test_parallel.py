@@ -10,7 +10,10 @@ from worlds import tiny
 from townlet.envs.adapter import make_worlds
 from townlet.envs.parallel import ParallelVectorEnv
 from townlet.envs.workers import WorkerAdapter
+from townlet.evaluate import GreedyActor
+from townlet.report import Agent
 from townlet.trainer import Trainer
+from townlet.watch import episode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DUEL = "pettingzoo:duel"
@@ -91,6 +94,27 @@ def test_a_run_trains_and_evaluates_all_agents_and_copies():
     assert trainer.updates > 0
     assert (trainer.population.online_flat != before).any(1).all()
     assert trainer.evaluate().lengths.tolist() == [[2, 4, 2, 4]] * 2
+
+
+def test_watching_shows_the_first_agent_while_all_play(tmp_path):
+    run = tmp_path / "run"
+    Trainer(duel(total_steps=40, run_dir=str(run))).train()
+    asked = []
+
+    def step(duel, actions, play=Duel.step):
+        asked.append(dict(actions))
+        return play(duel, actions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Duel, "step", step)
+        moments = list(episode(Agent.load(run), "ansi", seed=3))
+    assert [m.frame for m in moments] == ["tick 0", "tick 1", "tick 2"], "brief's episode has two steps"
+    assert [a["brief"] for a in asked] == [m.thought.action for m in moments[:2]]
+    assert moments[-1].score == sum(m.thought.action for m in moments[:2])
+    trainer = Trainer.resume(run)
+    actor = GreedyActor(trainer.network, trainer.population.online, 1)
+    seen = np.array([[1.0, 0.0, 0.0]], np.float32)  # what long sees first
+    assert asked[0]["long"] == actor(seen, None, np.ones(1, bool))[0]
 
 
 def test_workers_hold_whole_copies():

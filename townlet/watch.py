@@ -15,6 +15,7 @@ import numpy as np
 
 from . import mind
 from .assembly import open_worlds
+from .evaluate import GreedyActor
 from .report import Agent
 
 _CLEAR = "\x1b[H\x1b[2J"
@@ -104,26 +105,29 @@ def _beside(moment: Moment, thought: mind.Thought) -> np.ndarray:
 def episode(
     agent: Agent, render_mode: str, *, seed: int, member: int = 0, memory: bool = True, max_steps: int = 500
 ) -> Iterator[Moment]:
-    """The moments of one greedy episode, the first before any step."""
+    """The moments of one greedy episode, the first before any step; of the first agent's where there are several."""
     config, params = agent.config, agent.member(member)
     modes = _render_modes(agent)
     options = {"render_mode": render_mode} if render_mode in modes else {}
     worlds = open_worlds(config, 1, {**config.evaluation_args, **options})
-    thinker = mind.Thinker(agent.network, params, memory=memory and config.memory)
+    n, memory = worlds.num_envs, memory and config.memory
+    thinker = mind.Thinker(agent.network, params, memory=memory)
+    others = GreedyActor(agent.network, params, n - 1, memory=memory)
     seen = mind.SeenMap(worlds.env.args) if config.is_town else None  # type: ignore[attr-defined]
     names = mind.action_names(config.is_town, worlds.n_actions)
     try:
-        obs, legal = worlds.reset([seed])
-        reset, score, over = np.ones(1, dtype=bool), 0.0, False
+        obs, legal = worlds.reset([seed] * n)
+        reset, score, over = np.ones(n, dtype=bool), 0.0, False
         for t in range(max_steps + 1):
             if seen is not None:
                 seen.add(obs[0])
-            thought = None if over else thinker.step(obs, legal, reset)
+            thought = None if over else thinker.step(obs[:1], None if legal is None else legal[:1], reset[:1])
             yield Moment(_frame(worlds) if options else None, thought, seen, names, t, score)
             if thought is None or t == max_steps:
                 return
-            step = worlds.step(np.array([thought.action]))
-            obs, legal, reset = step.obs, step.legal, np.zeros(1, dtype=bool)
+            beside: Any = others(obs[1:], None if legal is None else legal[1:], reset[1:]) if n > 1 else []
+            step = worlds.step(np.array([thought.action, *beside]))
+            obs, legal, reset = step.obs, step.legal, step.first
             score += float(step.reward[0])
             over = bool(step.terminated[0] or step.truncated[0])
     finally:
