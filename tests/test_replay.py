@@ -305,7 +305,10 @@ def test_a_final_observation_lengthens_the_streams_that_ended_and_no_other() -> 
     [
         ({"ended": torch.ones(1, 3) > 0}, r"mask has shape \[1, 3\]; expected \[1, 2\]"),
         ({"obs": torch.zeros(2, OBS)}, r"obs has shape \[2, 2\]; expected \[1, 2\]"),
-        ({"obs": torch.full((1, OBS), torch.inf)}, "obs holds NaN or infinity"),
+        (
+            {"ended": torch.ones(1, 2, dtype=torch.bool), "obs": torch.tensor([[0.0] * OBS, [torch.inf] * OBS])},
+            "obs holds NaN or infinity",
+        ),
         ({"legal": torch.ones(1, A + 1, dtype=torch.bool)}, r"legal has shape \[1, 4\]; expected \[1, 3\]"),
         ({"h": torch.zeros(1, 1, H)}, r"h has shape \[1, 1, 2\]; expected \[1, 2, 2\]"),
     ],
