@@ -253,7 +253,9 @@ def test_runs_are_found_three_folders_down(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("")
-    assert [r.name for r in Runs(tmp_path).all()] == ["a", "b/c", "b/d/e"]
+    (tmp_path / os.fsdecode(b"z\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"z\xff") / "config.yaml").touch()
+    assert sorted(r.name for r in Runs(tmp_path).all()) == ["a", "b/c", "b/d/e", "z\\xff"]
 
 
 def overview(folder):
@@ -311,6 +313,7 @@ def test_the_time_left(tmp_path):
     "content",
     [b"", b"\xff\xfe\x00", b"[1, 2", b"{", b"[" * 2000, b"null", b'{"state": [], "policies": 3, "step": "x"}',
      b'{"step": NaN, "members": -3, "total_steps": 1e999, "members": 1e300, "env": {}}',
+     b'{"policies": {"a": {"mean": NaN, "low": 1e999, "high": -Infinity}}}',
      b"a: &a [x, x]\nb: &b [*a, *a]\nenv: *b\n", b"step,member\n1,0\n", b"step\n1\n", b",,,\n,,,\n"],
 )  # fmt: skip
 def test_a_damaged_run_does_not_break_the_list(server, trained, tmp_path, name, content):
@@ -323,6 +326,16 @@ def test_a_damaged_run_does_not_break_the_list(server, trained, tmp_path, name, 
     assert ask(server, "/api/run", run="bad")["name"] == "bad"
     ask(server, "/api/curves", run="bad")
     assert "no agent yet" in ask(server, "/api/play/start", status=400, run="bad")["error"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "status.json", "summary.json", "agent.ckpt"])
+def test_a_pipe_is_not_waited_for(server, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ("metrics.csv" if name == "config.yaml" else "config.yaml")).write_text("")
+    os.mkfifo(tmp_path / "run" / name)
+    server.runs = Runs(tmp_path)
+    assert len(ask(server, "/api/runs")["runs"]) == 1
+    ask(server, "/api/play/start", status=400, run="run")
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

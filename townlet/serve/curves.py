@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -12,6 +13,13 @@ from ..results import Curve
 
 _CHUNK = 1 << 22  # bytes read at a time
 _TAIL = 512  # bytes before the place reached, by which it is known again
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, to read. Raises OSError for what is no file: a pipe would never end."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(path)
+    return open(path, "rb")
 
 
 class Metrics:
@@ -50,7 +58,7 @@ class Metrics:
     def refresh(self) -> None:
         """Take in what was appended since the last call. A file that cannot be read is an empty one."""
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self._offset - len(self._tail))
                 if file.read(len(self._tail)) != self._tail:
                     self._forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from .. import checkpoint, plain_yaml
 from ..config import Config
 from ..records import process_mark
-from .curves import Metrics
+from .curves import Metrics, open_regular
 
 PAGES = {
     "report.html": "text/html; charset=utf-8",
@@ -55,7 +56,8 @@ class Run:
     def json(self, name: str) -> dict[str, Any]:
         """summary.json, status.json or memory.json."""
         try:
-            found = json.loads(_small(self.folder / name, _JSON))
+            text = _small(self.folder / name, _JSON)
+            found = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -63,7 +65,7 @@ class Run:
     def agent_file(self) -> Path | None:
         """Where the newest weights are: agent.ckpt, in runs without one the newest checkpoint."""
         path = self.folder / "agent.ckpt"
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         try:
             return checkpoint.latest(self.folder / "checkpoints")
@@ -82,7 +84,7 @@ class Run:
         """One of ``PAGES`` where the run has it; never a file outside the run's folder."""
         path = self.folder / name
         inside = path.resolve().parent == self.folder.resolve()
-        return path if name in PAGES and inside and path.is_file() else None
+        return path if name in PAGES and inside and os.path.isfile(path) else None
 
     def overview(self) -> dict[str, Any]:
         """A line of the list: what it is, how it is, how far, how well."""
@@ -225,11 +227,11 @@ def _shown(path: Path) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or (folder / "metrics.csv").is_file()
+    return os.path.isfile(folder / "config.yaml") or os.path.isfile(folder / "metrics.csv")
 
 
 def _small(path: Path, limit: int) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path} is larger than {limit} bytes")
@@ -241,6 +243,11 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def _number(value: Any) -> float:
