@@ -49,10 +49,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Public names load on first use, so that `import townlet.ops` does not pull in environments and plots."""
-    if name in _HOMES:
-        import importlib
+if not TYPE_CHECKING:  # else every name would be one, to a type checker
 
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Public names load on first use, so that `import townlet.ops` does not pull in environments and plots."""
+        if name in _HOMES:
+            import importlib
+
+            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from . import ops
 
+__all__ = ["ResetLSTM"]
+
 
 class ResetLSTM(nn.Module):
     """An LSTM that restarts inside a sequence, for P independent members at once: what `torch.nn.LSTM` lacks.

@@ -77,8 +77,9 @@ _transforming = torch._C._are_functorch_transforms_active  # inside torch.func.g
 
 
 def _kernel_fits(op: str, like: Tensor, backend: str = "auto") -> bool:
-    if backend == "reference" or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return False  # what is exported is to run where Townlet is not
+    exported = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    if backend == "reference" or exported:  # what is exported is to run where Townlet is not
+        return False
     where = like.device.type
     if like.dtype == torch.float32 and (where == "cpu" or (where == "cuda" and _native.CUDA and op in _ON_CUDA)):
         return True

@@ -5,15 +5,15 @@ Symbols: P members, B sequences, S transitions, D features, H LSTM units, A acti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..params import RecurrentQParams, SequenceBatch, TDSpec
+from ..params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 """Largest error allowed, relative to the largest value of the tensor compared (seen: 3e-6 and 9e-3)."""
@@ -114,7 +114,7 @@ def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torc
     return Problem(shape, online, network(*older), batch, TDSpec(gamma=0.99, compute_dtype=compute_dtype))
 
 
-def ours(problem: Problem, td_unroll=None):
+def ours(problem: Problem, td_unroll: Callable[..., TDOutput] | None = None) -> Callable[[], Gradients]:
     """The fused operator on `problem` as a callable without arguments -> Gradients.
 
     As a learner calls it: its target packed beforehand, gradients into buffers that stay. td_unroll: another operator;
@@ -135,7 +135,7 @@ def ours(problem: Problem, td_unroll=None):
 def expected(problem: Problem) -> Gradients:
     """The twin's results in float64, operands not rounded."""
 
-    def double(values):
+    def double(values: Any) -> Any:
         return type(values)._make(v.detach().double() if v is not None and v.is_floating_point() else v for v in values)
 
     online, target, batch = double(problem.online), double(problem.target), double(problem.batch)

@@ -23,7 +23,7 @@ def run(
     quick: bool = False,
     threads: int = 1,
     file: str | None = None,
-    td_unroll: Callable = ops.td_unroll,
+    td_unroll: Callable[..., ops.TDOutput] = ops.td_unroll,
 ) -> results.Report:
     """Measure, print through `out`, and write JSON to `file` if given.
 
@@ -53,7 +53,7 @@ def run(
     return report
 
 
-def _operator(report: results.Report, quick: bool, td_unroll: Callable) -> None:
+def _operator(report: results.Report, quick: bool, td_unroll: Callable[..., ops.TDOutput]) -> None:
     columns = [
         ("case", "B, S, D, H", ""),
         ("name", "", ""),

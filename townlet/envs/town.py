@@ -358,7 +358,9 @@ class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
         self._over = True
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode; with a seed, the first one of that seed."""
         if options:
             raise ValueError(f"options: expected none, got {sorted(map(str, options))}")
@@ -371,7 +373,7 @@ class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._over = False
         return obs[0], self._single(info)
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One tick."""
         if self._over:
             raise gymnasium.error.ResetNeeded("step: the episode is over or none was started; call reset()")
