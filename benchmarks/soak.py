@@ -33,9 +33,9 @@ UNITS = {"rss": ("resident memory", "KiB"), "objects": ("Python objects", ""), "
 def settings(steps: int, out: str) -> Config:
     """The default agent with one thread, a replay that is full early, and much to write."""
     return Config(
-        total_steps=steps, run_dir=out, threads=1, replay_ratio=2.0, learning_starts=10_000, capacity=50_000,
+        total_steps=steps, run_dir=out, threads=1, replay_ratio=1.0, learning_starts=10_000, capacity=20_000,
         eval_every=10_000, eval_episodes=4, eval_max_steps=100, log_every=1_280, checkpoint_every=5_000,
-        prioritised=True, batch_size=8, members=2, curriculum="off",
+        prioritised=True, members=1, curriculum="off",
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_200_000, help="environment steps per member")
-    parser.add_argument("--every", type=int, default=10_000, help="steps between two looks")
+    parser.add_argument("--every", type=int, default=20_000, help="steps between two looks")
     parser.add_argument("--out", required=True, help="run folder to make")
     arguments = parser.parse_args()
     trainer = Trainer(settings(arguments.steps, arguments.out))

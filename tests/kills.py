@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tensorboard.compat.proto.event_pb2
+import tensorboard.summary.writer.record_writer  # noqa: F401  here, once, and not in every child
 import torch
 from worlds import tiny
 
-import townlet.events  # noqa: F401  imported here, once, and not in every child
-from townlet import plots, report
+from townlet import plots, report, sessions
 from townlet.config import Config
 from townlet.trainer import Trainer
 
@@ -146,7 +147,6 @@ def die_at_operation(number: int, config: Config, note: int) -> None:
 
 
 def kill_at_every_operation(folder: Path, world: str) -> list[dict[str, Any]]:
-    plots.learning_curve = lambda metrics, path: None  # slow
     deaths: list[dict[str, Any]] = []
     while True:
         run = folder / str(len(deaths))
@@ -165,6 +165,8 @@ def kill_at_every_operation(folder: Path, world: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    plots.learning_curve = lambda metrics, path: None  # slow, like asking git
+    sessions.commit = lambda: "unknown"
     for job in sys.argv[3:]:
         world, _, kills = job.partition("=")
         folder = Path(sys.argv[1], job.replace("/", "-"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -267,6 +268,7 @@ def test_it_is_written_at_checkpoints_and_a_fault_of_it_ends_no_run(tmp_path, mo
 
     honest, said = report_html.render, []
     monkeypatch.setattr(report_html, "render", spy)
+    monkeypatch.setattr(report_html.LiveReport, "SHARE", 1.0)
     run = Trainer(clock(run_dir=str(tmp_path / "run"), checkpoint_every=80), say=said.append)
     run.train()
     assert seen == [80, 160]
@@ -291,3 +293,23 @@ def test_the_time_of_an_interval_is_what_the_totals_grew_by(finished):
     run = Results.load(finished)
     assert run.per_interval("update_s").sum() == pytest.approx(run.values["update_s"][-1, 0], rel=1e-6)
     assert (run.per_interval("act_s") > 0).all()
+
+
+def test_pages_beside_a_run_take_a_hundredth_of_its_time(tmp_path, monkeypatch):
+    now, pages, said = [1000.0], [], []
+    monkeypatch.setattr(report_html.time, "monotonic", lambda: now[0])
+
+    def write(folder):
+        pages.append(now[0])
+        now[0] += 2.0 * len(pages)  # each takes longer
+        if len(pages) == 2:
+            raise ValueError("what a page can fail of")
+
+    monkeypatch.setattr(report_html, "write_report", write)
+    live = report_html.LiveReport(tmp_path, said.append)
+    for _ in range(1300):
+        live.update()
+        now[0] += 1.0
+    assert pages[0] == 1000.0
+    assert [round(b - a) for a, b in itertools.pairwise(pages)] == [200, 400, 600]
+    assert said == [f"{tmp_path / 'report.html'}: not written (what a page can fail of)"]

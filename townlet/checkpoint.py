@@ -236,8 +236,9 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
     """Write the checkpoint of ``step`` into ``folder`` and drop all but the last ``keep``. Raises CheckpointError."""
     folder = Path(folder)
     try:
-        folder.mkdir(exist_ok=True)
-        files.sync_folder(folder.parent)
+        if not folder.is_dir():
+            folder.mkdir()
+            files.sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be made ({error.strerror or error})") from error
     path = folder / f"step_{step:012d}.ckpt"

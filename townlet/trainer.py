@@ -27,7 +27,7 @@ from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
 from .files import only_writer
-from .html.report import try_report
+from .html.report import LiveReport
 from .learner import Learner
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
@@ -245,9 +245,15 @@ class Trainer:
                 project = self.config.wandb
                 also = WandbLog(self.folder, project, self.config.to_dict(), self.say) if project is not None else None
                 with closing(Records(self.folder, step=self.env_steps, also=also)) as records:
-                    self._loop(stop, records, progress)
+                    self._loop(stop, records, progress, LiveReport(self.folder, self.say))
 
-    def _loop(self, stop: list[signal.Signals], records: Records | None, progress: Progress | None) -> None:
+    def _loop(
+        self,
+        stop: list[signal.Signals],
+        records: Records | None,
+        progress: Progress | None,
+        report: LiveReport | None = None,
+    ) -> None:
         c, E = self.config, self.config.num_envs
         begun, before = time.perf_counter(), self.elapsed
         saved_at = -1
@@ -264,10 +270,10 @@ class Trainer:
                     self.save_agent()
             if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
-            if self.folder is not None and _crossed(self.env_steps, E, c.checkpoint_every):
+            if report is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save(records)
                 saved_at = self.env_steps
-                try_report(self.folder, self.say)
+                report.update()
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,26 @@ def try_report(folder: Path, say: Callable[[str], None]) -> None:
         write_report(folder)
     except Exception as error:
         say(f"{folder / FILE}: not written ({error})")
+
+
+class LiveReport:
+    """`try_report` of a run that goes on.
+
+    A page takes longer the longer the run is: the next one waits until this one's time is `SHARE` of what has passed.
+    """
+
+    SHARE = 0.01
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say, self._next = folder, say, 0.0
+
+    def update(self) -> None:
+        """Write the page, if it is time to."""
+        begun = time.monotonic()
+        if begun >= self._next:
+            try_report(self.folder, self.say)
+            now = time.monotonic()
+            self._next = begun + (now - begun) / self.SHARE
 
 
 def render(run: Results) -> str:
