@@ -213,11 +213,20 @@ def clocks(mode):
 def test_statistics_count_each_episode_once(mode):
     run = Trainer(clock(epsilon_start=0.0, epsilon_end=0.0, replay_ratio=0.0), make=clocks(mode))
     run.population.act = lambda obs, reset, legal, epsilon: (obs[..., 0] % 2).long()  # perfect: return = length
+    step, lengths = run.worlds.step, []
+
+    def spy(action):
+        out = step(action)
+        lengths.extend((out.obs[out.over] if out.final_obs is None else out.final_obs)[:, 1])  # as the world says
+        return out
+
+    run.worlds.step = spy
     while run.env_steps < 160:
         run.act_step()
     means = run.episodes.drain()
     assert np.array_equal(means["train_return"], means["train_length"])
-    assert (means["episodes"] > 10).all()
+    assert means["episodes"].sum() == len(lengths) > 20
+    assert (means["train_length"] * means["episodes"]).sum() == sum(lengths)
 
 
 def test_evaluation_does_not_depend_on_the_mode():
