@@ -122,7 +122,7 @@ class SeenMap:
 def action_names(town: bool, count: int) -> list[str]:
     """How the actions are called."""
     if town:
-        return [f"{arrow} {name}" for arrow, name in zip(render._ARROWS, ACTIONS, strict=True)]
+        return [f"{arrow} {name}" for arrow, name in zip(render.ARROWS, ACTIONS, strict=True)]
     return [f"action {a}" for a in range(count)]
 
 
@@ -177,7 +177,7 @@ def _spark(values: Any, low: float | None = None, high: float | None = None) -> 
 
 def _cell(what: int) -> str:
     if what >= 0:
-        return render._CODES[what]
+        return render.CODES[what]
     return {UNSEEN: "░░", EMPTY: " ·", SOMETHING: "??", OFF_GRID: "##"}[what]
 
 
@@ -207,9 +207,9 @@ def picture(thought: Thought, names: Sequence[str], seen: SeenMap | None, height
     from PIL import Image, ImageDraw
 
     height = max(height, panel_height(thought, names, seen))
-    scale = render._SCALE
-    image = Image.new("RGB", (WIDTH * scale, height * scale), render._PAPER)
-    pen = render._Pen(ImageDraw.Draw(image))
+    scale = render.SCALE
+    image = Image.new("RGB", (WIDTH * scale, height * scale), render.PAPER)
+    pen = render.Pen(ImageDraw.Draw(image))
     y = _draw_q(pen, thought, names, 20.0)
     y = _draw_obs(pen, thought.obs, y) if seen is None else _draw_maps(pen, seen, y)
     y = _draw_state(pen, thought, y)
@@ -229,12 +229,12 @@ _PER_ROW, _UNIT = 32, 9.75  # units of the state in a row, pixels of each
 _MAP = 140
 
 
-def _heading(pen: render._Pen, words: str, y: float) -> float:
-    pen.text(_LEFT, y + 6, words, 13, render._INK, bold=True)
+def _heading(pen: render.Pen, words: str, y: float) -> float:
+    pen.text(_LEFT, y + 6, words, 13, render.INK, bold=True)
     return y + 20
 
 
-def _draw_q(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -> float:
+def _draw_q(pen: render.Pen, t: Thought, names: Sequence[str], y: float) -> float:
     y = _heading(pen, "Q-values (line: with the state cleared now)", y) + 6
     shown = [a for a in range(len(t.q)) if t.allowed(a)]
     values = np.concatenate([t.q[shown], t.q_cleared[shown]])
@@ -246,30 +246,30 @@ def _draw_q(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -> flo
 
     for a, name in enumerate(names):
         chosen, allowed = a == t.action, t.allowed(a)
-        ink = render._INK if allowed else render._FAINT
+        ink = render.INK if allowed else render.FAINT
         pen.text(_LEFT + 12, y + 7, name, 12, ink, bold=chosen)
         if chosen:
             pen.text(_LEFT, y + 7, "▶", 10, _RED)
         pen.box(left, y, room, 14, _BLANK, radius=3)
         if allowed:
             pen.box(left, y, place(float(t.q[a])), 14, _RED if chosen else (150, 170, 196), radius=3)
-            pen.box(left + place(float(t.q_cleared[a])) - 1, y - 2, 2, 18, render._INK)
+            pen.box(left + place(float(t.q_cleared[a])) - 1, y - 2, 2, 18, render.INK)
         pen.text(_RIGHT, y + 7, f"{t.q[a]:.2f}" if allowed else "not legal", 12, ink, "rm", bold=chosen)
         y += 20
     return y + 10
 
 
-def _draw_maps(pen: render._Pen, seen: SeenMap, y: float) -> float:
+def _draw_maps(pen: render.Pen, seen: SeenMap, y: float) -> float:
     _heading(pen, "In sight", y)
     right = _RIGHT - _MAP
-    pen.text(right, y + 6, f"Seen so far ({100 * seen.share:.0f}%)", 13, render._INK, bold=True)
+    pen.text(right, y + 6, f"Seen so far ({100 * seen.share:.0f}%)", 13, render.INK, bold=True)
     y += 22
     _draw_cells(pen, seen.window, _LEFT, y, None)
     _draw_cells(pen, seen.cells, right, y, seen.position)
     return y + _MAP + 12
 
 
-def _draw_cells(pen: render._Pen, cells: np.ndarray, left: float, top: float, at: tuple[int, int] | None) -> None:
+def _draw_cells(pen: render.Pen, cells: np.ndarray, left: float, top: float, at: tuple[int, int] | None) -> None:
     side = _MAP / len(cells)
     at = (len(cells) // 2, len(cells) // 2) if at is None else at
     pen.box(left, top, _MAP, _MAP, (70, 72, 80))
@@ -278,10 +278,10 @@ def _draw_cells(pen: render._Pen, cells: np.ndarray, left: float, top: float, at
         ground = {UNSEEN: (70, 72, 80), OFF_GRID: (30, 32, 40)}.get(int(what), (214, 226, 196))
         pen.box(x + 0.5, y + 0.5, side - 1, side - 1, ground)
         if what >= 0 or what == SOMETHING:
-            colour = render._COLOURS[what] if what >= 0 else (120, 122, 128)
+            colour = render.COLOURS[what] if what >= 0 else (120, 122, 128)
             pen.box(x + 1, y + 1, side - 2, side - 2, colour, radius=side * 0.12)
             if side >= 11:
-                mark = render._CODES[what] if what >= 0 else "?"
+                mark = render.CODES[what] if what >= 0 else "?"
                 pen.text(x + side / 2, y + side / 2, mark, round(side * 0.45), (255, 255, 255), "mm", bold=True)
     x, y = left + (at[0] + 0.5) * side, top + (at[1] + 0.5) * side
     pen.ring(x, y, side * 0.4, 1.0, (40, 36, 30), max(1.5, side * 0.08))
@@ -290,10 +290,10 @@ def _draw_cells(pen: render._Pen, cells: np.ndarray, left: float, top: float, at
 def _heat(value: float, largest: float) -> render.Colour:
     """White at 0, blue below, red above."""
     share = min(1.0, abs(value) / largest) if largest > 0 else 0.0
-    return render._mix(_BLANK, _BLUE if value < 0 else _RED, share)
+    return render.mix(_BLANK, _BLUE if value < 0 else _RED, share)
 
 
-def _draw_obs(pen: render._Pen, obs: np.ndarray, y: float) -> float:
+def _draw_obs(pen: render.Pen, obs: np.ndarray, y: float) -> float:
     if len(obs) <= 4:
         y = _heading(pen, "In sight: " + "  ".join(f"{v:.3g}" for v in obs), y)
     else:
@@ -305,24 +305,24 @@ def _draw_obs(pen: render._Pen, obs: np.ndarray, y: float) -> float:
     return y + 24
 
 
-def _draw_state(pen: render._Pen, t: Thought, y: float) -> float:
+def _draw_state(pen: render.Pen, t: Thought, y: float) -> float:
     y = _heading(pen, f"State: {len(t.state)} units (framed: changed most)", y)
     for u, value in enumerate(t.state):
         row, column = divmod(u, _PER_ROW)
         pen.box(_LEFT + column * _UNIT, y + row * _UNIT, _UNIT - 0.75, _UNIT - 0.75, _heat(float(value), 1.0))
     for u in t.most_changed:
         row, column = divmod(u, _PER_ROW)
-        pen.frame(_LEFT + column * _UNIT - 1, y + row * _UNIT - 1, _UNIT + 1, _UNIT + 1, render._INK, 1.5, 1)
+        pen.frame(_LEFT + column * _UNIT - 1, y + row * _UNIT - 1, _UNIT + 1, _UNIT + 1, render.INK, 1.5, 1)
     return y + -(-len(t.state) // _PER_ROW) * _UNIT + 10
 
 
-def _draw_effect(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -> None:
+def _draw_effect(pen: render.Pen, t: Thought, names: Sequence[str], y: float) -> None:
     half = (_RIGHT - _LEFT - 16) / 2
     for left, title, values, colour in (
         (_LEFT, f"its norm: {t.norms[-1]:.2f}", t.norms, _BLUE),
         (_LEFT + half + 16, f"its effect on Q: {t.effects[-1]:.2f}", t.effects, _RED),
     ):
-        pen.text(left, y + 6, title, 12, render._INK)
+        pen.text(left, y + 6, title, 12, render.INK)
         last, top = values[-60:], max(values[-60:]) or 1.0
         pen.box(left, y + 18, half, 40, _BLANK, radius=3)
         for i, v in enumerate(last):
@@ -331,4 +331,4 @@ def _draw_effect(pen: render._Pen, t: Thought, names: Sequence[str], y: float) -
                 pen.box(left + i * half / 60, y + 58 - tall, half / 60, tall, colour)
     same = t.cleared_action == t.action
     words = "without it: the same action" if same else f"without it, it would choose {names[t.cleared_action]}"
-    pen.text(_LEFT, y + 74, words, 12, render._FAINT if same else _RED, bold=not same)
+    pen.text(_LEFT, y + 74, words, 12, render.FAINT if same else _RED, bold=not same)

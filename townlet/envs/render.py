@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from townlet.envs.town import TownArgs
 
-_ARROWS = ("↑", "↓", "←", "→", "●", "○")
-_CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th", "Dr", "Ho")
+ARROWS = ("↑", "↓", "←", "→", "●", "○")
+CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th", "Dr", "Ho")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def ansi(s: Scene) -> str:
     Two letters for each building, in small letters while it is closed; @ is the agent; dots are the empty ground that
     its window shows.
     """
-    last = "-" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
+    last = "-" if s.last_action < 0 else f"{ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
     night = "night" if s.hour < 6 or s.hour >= 20 else "day"
     lines = [
         f"{s.title}   tick {s.tick}/{s.max_steps}   {s.hour:02d}:00 ({night})   last action: {last}",
@@ -142,7 +142,7 @@ def ansi(s: Scene) -> str:
             kind = at.get((x, y))
             mark = "@" if (x, y) == s.agent else " "
             if kind is not None:
-                row += mark + (_CODES[kind] if s.is_open(kind) else _CODES[kind].lower()) + " "
+                row += mark + (CODES[kind] if s.is_open(kind) else CODES[kind].lower()) + " "
             else:
                 row += mark + ("·  " if s.sees(x, y) and mark == " " else "   ")
         lines.append("│" + row + " │")
@@ -155,7 +155,7 @@ def ansi(s: Scene) -> str:
         lines.append(f"{name:>9} {'█' * filled}{'░' * (20 - filled)} {amount:>7}{warn}")
     for kind in s.cells:
         shut = "" if s.is_open(kind) else "  (closed)"
-        lines.append(f"  {_CODES[kind]} {BUILDINGS[kind]['name']:<10} {offer(kind, s.temporal)}{shut}")
+        lines.append(f"  {CODES[kind]} {BUILDINGS[kind]['name']:<10} {offer(kind, s.temporal)}{shut}")
     return "\n".join(lines)
 
 
@@ -163,9 +163,9 @@ def ansi(s: Scene) -> str:
 
 Colour = tuple[int, int, int]
 
-_PAPER: Colour = (250, 247, 240)
-_INK: Colour = (45, 48, 58)
-_FAINT: Colour = (138, 140, 148)
+PAPER: Colour = (250, 247, 240)
+INK: Colour = (45, 48, 58)
+FAINT: Colour = (138, 140, 148)
 _SLEEP, _WASH, _FOOD, _WORK, _MEET, _MOVE, _CARE = (
     (92, 107, 192),
     (38, 166, 190),
@@ -175,15 +175,15 @@ _SLEEP, _WASH, _FOOD, _WORK, _MEET, _MOVE, _CARE = (
     (88, 160, 88),
     (214, 72, 72),
 )
-_COLOURS: tuple[Colour, ...] = (
+COLOURS: tuple[Colour, ...] = (
     *(_SLEEP, _SLEEP, _WASH, _FOOD, _FOOD, _WORK, _WORK),
     *(_MOVE, _MEET, _MOVE, _MEET, _CARE, _CARE, _CARE),
 )
-_SCALE = 2  # drawn at twice the size and shrunk: smooth edges
+SCALE = 2  # drawn at twice the size and shrunk: smooth edges
 _MAP, _PANEL, _MARGIN = 520, 300, 20  # pixels of the finished image
 
 
-def _mix(a: Colour, b: Colour, share: float) -> Colour:
+def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`a` with `share` of `b` in it."""
     r, g, blue = (round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
     return (r, g, blue)
@@ -203,51 +203,51 @@ def _font(pixels: int, bold: bool = False) -> FreeTypeFont | ImageFont:
         from matplotlib import get_data_path
 
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{name}", pixels * _SCALE)
+        return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{name}", pixels * SCALE)
     except (ImportError, OSError):
-        return ImageFont.load_default(pixels * _SCALE)
+        return ImageFont.load_default(pixels * SCALE)
 
 
-class _Pen:
+class Pen:
     """Draws in the finished image's pixels."""
 
     def __init__(self, draw: ImageDraw) -> None:
         self._draw = draw
 
     def box(self, x: float, y: float, w: float, h: float, fill: Colour, radius: float = 0, edge: Any = None) -> None:
-        corners = [x * _SCALE, y * _SCALE, (x + w) * _SCALE - 1, (y + h) * _SCALE - 1]
-        self._draw.rounded_rectangle(corners, radius * _SCALE, fill=fill, outline=edge, width=2 * _SCALE if edge else 0)
+        corners = [x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1]
+        self._draw.rounded_rectangle(corners, radius * SCALE, fill=fill, outline=edge, width=2 * SCALE if edge else 0)
 
     def frame(self, x: float, y: float, w: float, h: float, edge: Colour, width: float, radius: float) -> None:
-        corners = [x * _SCALE, y * _SCALE, (x + w) * _SCALE - 1, (y + h) * _SCALE - 1]
-        self._draw.rounded_rectangle(corners, radius * _SCALE, outline=edge, width=round(width * _SCALE))
+        corners = [x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1]
+        self._draw.rounded_rectangle(corners, radius * SCALE, outline=edge, width=round(width * SCALE))
 
     def disc(self, x: float, y: float, r: float, fill: Colour) -> None:
-        self._draw.ellipse([(x - r) * _SCALE, (y - r) * _SCALE, (x + r) * _SCALE, (y + r) * _SCALE], fill=fill)
+        self._draw.ellipse([(x - r) * SCALE, (y - r) * SCALE, (x + r) * SCALE, (y + r) * SCALE], fill=fill)
 
     def ring(self, x: float, y: float, r: float, share: float, colour: Colour, width: float) -> None:
-        corners = [(x - r) * _SCALE, (y - r) * _SCALE, (x + r) * _SCALE, (y + r) * _SCALE]
-        self._draw.arc(corners, -90, -90 + 360 * share, fill=colour, width=round(width * _SCALE))
+        corners = [(x - r) * SCALE, (y - r) * SCALE, (x + r) * SCALE, (y + r) * SCALE]
+        self._draw.arc(corners, -90, -90 + 360 * share, fill=colour, width=round(width * SCALE))
 
     def smile(self, x: float, y: float, r: float, up: bool, colour: Colour) -> None:
         shift = 0.0 if up else 0.75 * r
-        corners = [(x - r) * _SCALE, (y - r + shift) * _SCALE, (x + r) * _SCALE, (y + r + shift) * _SCALE]
+        corners = [(x - r) * SCALE, (y - r + shift) * SCALE, (x + r) * SCALE, (y + r + shift) * SCALE]
         self._draw.arc(
-            corners, 20 if up else 200, 160 if up else 340, fill=colour, width=max(1, round(0.3 * r * _SCALE))
+            corners, 20 if up else 200, 160 if up else 340, fill=colour, width=max(1, round(0.3 * r * SCALE))
         )
 
     def text(
         self, x: float, y: float, words: str, pixels: int, colour: Colour, anchor: str = "lm", bold: bool = False
     ) -> None:
-        self._draw.text((x * _SCALE, y * _SCALE), words, fill=colour, font=_font(pixels, bold), anchor=anchor)
+        self._draw.text((x * SCALE, y * SCALE), words, fill=colour, font=_font(pixels, bold), anchor=anchor)
 
 
-def _draw_map(pen: _Pen, s: Scene, left: float, top: float) -> None:
+def _draw_map(pen: Pen, s: Scene, left: float, top: float) -> None:
     cell = _MAP / s.size
     light = _daylight(s.hour)
-    seen = _mix((58, 66, 96), (206, 226, 182), light)
-    unseen = _mix(seen, (30, 34, 52) if light < 0.5 else (120, 128, 112), 0.38)
-    pen.box(left - 4, top - 4, _MAP + 8, _MAP + 8, _mix(unseen, (0, 0, 0), 0.35), radius=8)
+    seen = mix((58, 66, 96), (206, 226, 182), light)
+    unseen = mix(seen, (30, 34, 52) if light < 0.5 else (120, 128, 112), 0.38)
+    pen.box(left - 4, top - 4, _MAP + 8, _MAP + 8, mix(unseen, (0, 0, 0), 0.35), radius=8)
     gap = max(0.5, cell * 0.02)
     for y in range(s.size):
         for x in range(s.size):
@@ -262,32 +262,32 @@ def _draw_map(pen: _Pen, s: Scene, left: float, top: float) -> None:
     _draw_agent(pen, s, left + (s.agent[0] + 0.5) * cell, top + (s.agent[1] + 0.5) * cell, cell)
 
 
-def _draw_building(pen: _Pen, s: Scene, kind: int, x: float, y: float, cell: float) -> None:
+def _draw_building(pen: Pen, s: Scene, kind: int, x: float, y: float, cell: float) -> None:
     shut = not s.is_open(kind)
-    colour = _mix(_COLOURS[kind], (70, 72, 82), 0.72) if shut else _COLOURS[kind]
-    words = _mix((255, 255, 255), colour, 0.45) if shut else (255, 255, 255)
+    colour = mix(COLOURS[kind], (70, 72, 82), 0.72) if shut else COLOURS[kind]
+    words = mix((255, 255, 255), colour, 0.45) if shut else (255, 255, 255)
     inset = cell * 0.08
     pen.box(x + inset, y + inset, cell - 2 * inset, cell - 2 * inset, colour, cell * 0.14)
     if cell < 30:
         if cell >= 16:
-            pen.text(x + cell / 2, y + cell / 2, _CODES[kind], round(cell * 0.42), words, "mm", bold=True)
+            pen.text(x + cell / 2, y + cell / 2, CODES[kind], round(cell * 0.42), words, "mm", bold=True)
         return
     small = round(min(cell * 0.15, cell * 1.16 / len(BUILDINGS[kind]["name"])))
     pen.text(x + cell / 2, y + cell * 0.8, BUILDINGS[kind]["name"], max(6, small), words, "mm")
     if s.agent != s.cells[kind]:
-        pen.text(x + cell / 2, y + cell * 0.43, _CODES[kind], round(cell * 0.36), words, "mm", bold=True)
+        pen.text(x + cell / 2, y + cell * 0.43, CODES[kind], round(cell * 0.36), words, "mm", bold=True)
     if shut:
         pen.text(x + cell * 0.5, y + cell * 0.19, "closed", max(6, round(cell * 0.12)), words, "mm")
 
 
-def _draw_agent(pen: _Pen, s: Scene, x: float, y: float, cell: float) -> None:
+def _draw_agent(pen: Pen, s: Scene, x: float, y: float, cell: float) -> None:
     kind = s.underfoot
     if kind is not None and cell >= 30:
         y -= cell * 0.1  # leaves the building's name legible
     r = cell * 0.22
     worst = min(s.meters["energy"], s.meters["health"], s.meters["satiation"])
     dead = s.ending is not None and s.ending != "reached the cap"
-    skin = (176, 176, 180) if dead else _mix((226, 92, 66), (255, 206, 74), min(1.0, worst / 0.6))
+    skin = (176, 176, 180) if dead else mix((226, 92, 66), (255, 206, 74), min(1.0, worst / 0.6))
     pen.disc(x, y, r * 1.12, (40, 36, 30))
     pen.disc(x, y, r, skin)
     for side in (-1, 1):
@@ -298,9 +298,9 @@ def _draw_agent(pen: _Pen, s: Scene, x: float, y: float, cell: float) -> None:
         pen.ring(x, y, r * 1.4, s.progress / BUILDINGS[kind]["ticks"], (74, 190, 92), r * 0.26)
 
 
-def _draw_clock(pen: _Pen, s: Scene, x: float, y: float, r: float) -> None:
+def _draw_clock(pen: Pen, s: Scene, x: float, y: float, r: float) -> None:
     light = _daylight(s.hour)
-    pen.disc(x, y, r, _mix((36, 44, 84), (150, 206, 246), light))
+    pen.disc(x, y, r, mix((36, 44, 84), (150, 206, 246), light))
     angle = 2 * math.pi * (s.hour - 6) / 24  # the sun rises at 6 on the left, noon is at the top
     for is_sun, turn in ((True, angle), (False, angle + math.pi)):
         height = math.sin(turn)
@@ -308,33 +308,33 @@ def _draw_clock(pen: _Pen, s: Scene, x: float, y: float, r: float) -> None:
             px, py = x - 0.68 * r * math.cos(turn), y - 0.68 * r * height
             pen.disc(px, py, r * 0.2, (255, 206, 66) if is_sun else (236, 238, 246))
             if not is_sun:
-                pen.disc(px + r * 0.08, py - r * 0.05, r * 0.16, _mix((36, 44, 84), (150, 206, 246), light))
+                pen.disc(px + r * 0.08, py - r * 0.05, r * 0.16, mix((36, 44, 84), (150, 206, 246), light))
     pen.text(x, y + r * 0.3, f"{s.hour:02d}:00", round(r * 0.48), (255, 255, 255), "mm", bold=True)
 
 
-def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
-    pen.text(left, top + 14, s.title, 26, _INK, bold=True)
-    pen.text(left, top + 46, f"tick {s.tick} of {s.max_steps}", 14, _INK)
-    last = "none yet" if s.last_action < 0 else f"{_ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
-    pen.text(left, top + 68, f"last action: {last}", 14, _INK)
+def _draw_panel(pen: Pen, s: Scene, left: float, top: float) -> None:
+    pen.text(left, top + 14, s.title, 26, INK, bold=True)
+    pen.text(left, top + 46, f"tick {s.tick} of {s.max_steps}", 14, INK)
+    last = "none yet" if s.last_action < 0 else f"{ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
+    pen.text(left, top + 68, f"last action: {last}", 14, INK)
     _draw_clock(pen, s, left + _PANEL - 44, top + 42, 44)
     y = top + 118.0
     for name, value in s.meters.items():
         still = name in still_meters(s)
-        pen.text(left, y, name, 14, _FAINT if still else _INK)
+        pen.text(left, y, name, 14, FAINT if still else INK)
         pen.box(left + 84, y - 8, 150, 16, (226, 222, 212), radius=5)
         colour = (206, 164, 52) if name == "money" else _level_colour(value)
         if value > 0.0:
             pen.box(left + 84, y - 8, max(5.0, 150 * value), 16, (204, 201, 192) if still else colour, radius=5)
         amount = _dollars(s.cents) if name == "money" else f"{value:.2f}"
-        pen.text(left + _PANEL, y, amount, 14, _FAINT if still else _INK, "rm")
+        pen.text(left + _PANEL, y, amount, 14, FAINT if still else INK, "rm")
         y += 27
     y += 8
-    pen.box(left, y, _PANEL, 74, _mix(_PAPER, (214, 206, 186), 0.5), radius=8)
-    pen.text(left + 12, y + 20, here(s), 14, _INK, bold=True)
+    pen.box(left, y, _PANEL, 74, mix(PAPER, (214, 206, 186), 0.5), radius=8)
+    pen.text(left + 12, y + 20, here(s), 14, INK, bold=True)
     kind = s.underfoot
     if kind is not None:
-        pen.text(left + 12, y + 40, offer(kind, s.temporal), 12, _INK)
+        pen.text(left + 12, y + 40, offer(kind, s.temporal), 12, INK)
         if s.temporal:
             ticks = BUILDINGS[kind]["ticks"]
             width = (_PANEL - 24 - 4 * (ticks - 1)) / ticks
@@ -342,14 +342,14 @@ def _draw_panel(pen: _Pen, s: Scene, left: float, top: float) -> None:
                 done = (74, 190, 92) if i < s.progress else (255, 255, 255)
                 pen.box(left + 12 + i * (width + 4), y + 54, width, 10, done, radius=3)
     else:
-        pen.text(left + 12, y + 40, "nothing to do here", 12, _FAINT)
+        pen.text(left + 12, y + 40, "nothing to do here", 12, FAINT)
     y += 86
     legend = (("sleep", _SLEEP), ("wash", _WASH), ("eat", _FOOD), ("work", _WORK))
     more = (("meet", _MEET), ("move", _MOVE), ("heal", _CARE))
     for row, entries in enumerate((legend, more)):
         for column, (name, colour) in enumerate(entries):
             pen.box(left + 76 * column, y + 22 * row + 2, 12, 12, colour, radius=3)
-            pen.text(left + 76 * column + 18, y + 22 * row + 8, name, 12, _INK)
+            pen.text(left + 76 * column + 18, y + 22 * row + 8, name, 12, INK)
     if s.ending:
         good = s.ending == "reached the cap"
         pen.box(left, y + 50, _PANEL, 36, (64, 150, 84) if good else (190, 56, 56), radius=8)
@@ -360,8 +360,8 @@ def _level_colour(value: float) -> Colour:
     """Red below 0.15, amber around 0.35 (where cascades set in), green from 0.65."""
     red, amber, green = (208, 60, 56), (240, 176, 54), (92, 172, 98)
     if value < 0.35:
-        return _mix(red, amber, min(1.0, max(0.0, (value - 0.15) / 0.2)))
-    return _mix(amber, green, min(1.0, (value - 0.35) / 0.3))
+        return mix(red, amber, min(1.0, max(0.0, (value - 0.15) / 0.2)))
+    return mix(amber, green, min(1.0, (value - 0.35) / 0.3))
 
 
 def rgb_array(s: Scene) -> np.ndarray:
@@ -369,8 +369,8 @@ def rgb_array(s: Scene) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     width, height = _MAP + _PANEL + 3 * _MARGIN, _MAP + 2 * _MARGIN
-    image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
-    pen = _Pen(ImageDraw.Draw(image))
+    image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
+    pen = Pen(ImageDraw.Draw(image))
     _draw_map(pen, s, _MARGIN, _MARGIN)
     _draw_panel(pen, s, _MAP + 2 * _MARGIN, _MARGIN)
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.uint8).copy()
