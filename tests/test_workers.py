@@ -157,6 +157,7 @@ def test_a_run_with_workers_is_that_without_also_when_it_is_resumed_with_others(
         Trainer(clock(total_steps=80, workers=before, run_dir=str(folder))).train()
         resumed = Trainer.resume(folder, {"total_steps": 160, "workers": after})
         assert isinstance(resumed.worlds, WorkerAdapter) == bool(after)
+        assert not isinstance(resumed.evaluation_worlds(1), WorkerAdapter)
         resumed.train()
         assert equal(weights(whole), weights(resumed))
 

@@ -29,13 +29,13 @@ def open_worlds(
 ) -> VectorAdapter:
     """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for.
 
-    They live in ``workers`` processes, or in this one for 0.
+    They live in ``workers`` processes, or in this one for 0 and where there is but one.
     """
 
     def here(some: int) -> VectorAdapter:
         return make(config.env, some, **args)
 
-    worlds = WorkerAdapter(here, n, workers) if workers else here(n)
+    worlds = WorkerAdapter(here, n, workers) if workers and n > 1 else here(n)
     worlds.feed_back(action=config.last_action, reward=config.last_reward)
     return worlds
 
