@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,33 +127,44 @@ class Results:
 
 def _metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, str]]]:
     """Steps, values by column, the last record's rows; lines that are not whole are left out."""
-    records: dict[int, dict[int, dict[str, str]]] = {}
-    columns: list[str] = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            for row in reader:
-                if None not in row and None not in row.values() and _numbers(row):
-                    records.setdefault(int(row["step"]), {})[int(row["member"])] = row
-    if not records:
+    if not path.exists():
         return np.empty(0), {}, []
-    members = sorted({p for rows in records.values() for p in rows})
-    steps = sorted(records)
-    empty = dict.fromkeys(columns, "")
-    table = [[records[s].get(p, empty) for p in members] for s in steps]
-    values = {
-        name: np.array([[float(row[name]) if row[name] else math.nan for row in rows] for rows in table])
-        for name in columns
-    }
-    whole = next((s for s in reversed(steps) if len(records[s]) == len(members)), steps[-1])
-    return np.array(steps, dtype=float), values, [records[whole][p] for p in sorted(records[whole])]
-
-
-def _numbers(row: Mapping[str, str]) -> bool:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        columns, *rows = [*csv.reader(file)] or [[]]
+    rows = [row for row in rows if len(row) == len(columns)]
+    if not {"step", "member"} <= set(columns) or not rows:
+        return np.empty(0), {}, []
     try:
-        int(row["step"]), int(row["member"]), [float(v) for v in row.values() if v]
-    except (KeyError, ValueError):
+        table = _floats(rows)
+    except ValueError:
+        rows = [row for row in rows if _is_numbers(row)]
+        table = _floats(rows)
+    place = [columns.index("step"), columns.index("member")]
+    rows = [row for row, known in zip(rows, np.isfinite(table[:, place]).all(axis=1), strict=True) if known]
+    table = table[np.isfinite(table[:, place]).all(axis=1)]
+    steps, record = np.unique(table[:, place[0]], return_inverse=True)
+    members, member = np.unique(table[:, place[1]], return_inverse=True)
+    values = np.full((len(steps), len(members), len(columns)), math.nan)
+    values[record, member] = table
+    whole = np.flatnonzero(np.bincount(record, minlength=len(steps)) == len(members))
+    last = [row for row, at in zip(rows, record, strict=True) if len(whole) and at == whole[-1]]
+    return (
+        steps,
+        {name: values[:, :, c] for c, name in enumerate(columns)},
+        [dict(zip(columns, row, strict=True)) for row in last],
+    )
+
+
+def _floats(rows: list[list[str]]) -> np.ndarray:
+    """[rows, columns]; an empty field is NaN. Raises ValueError for what is no number."""
+    flat = np.fromiter((float(v) if v else math.nan for row in rows for v in row), dtype=float)
+    return flat.reshape(len(rows), -1)
+
+
+def _is_numbers(row: list[str]) -> bool:
+    try:
+        _floats([row])
+    except ValueError:
         return False
     return True
 

@@ -25,7 +25,8 @@ code,.code{font:12.5px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;over
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:16px;margin-top:14px}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 14px 8px;
 min-width:0;display:grid;grid-template-columns:minmax(0,1fr);align-content:center}
-.wide{grid-column:1/-1}
+.wide{grid-column:1/-1;overflow-x:auto}
+.wide svg{min-width:680px}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:16px;margin:22px 0 0}
 .figures div{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:13px 16px}
 .figures dt{color:var(--soft);font-size:12.5px}
