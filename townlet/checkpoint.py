@@ -224,7 +224,11 @@ def _restored(value: Any) -> Any:
         return {k: _restored(v) for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_restored(v) for v in value)
-    if value is None or type(value) in (torch.Tensor, bool, int, float, str):
+    if type(value) is torch.Tensor:
+        if value.untyped_storage().nbytes() != value.numel() * value.element_size():
+            raise ValueError("a tensor of another size than its numbers")  # a view of few that claims to be many
+        return value
+    if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"a {type(value).__name__}")
 
