@@ -333,6 +333,16 @@ def test_the_lineage_file_holds_every_copy_and_is_whole_after_a_resume(tmp_path)
         assert row["member"] != row["parent"]
 
 
+def test_copies_made_after_the_checkpoint_leave_the_lineage_file_on_resuming(tmp_path):
+    Trainer(RUNS["clock"](total_steps=100, run_dir=str(tmp_path / "run"))).train()
+    path = tmp_path / "run" / "lineage.csv"
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[-1] + "\n")
+    Trainer.resume(tmp_path / "run", {"total_steps": 108}).train()  # no event before step 120
+    assert path.read_text() == text
+    assert len(text.splitlines()) > 1
+
+
 def test_a_greedy_evaluation_decides_where_asked():
     run = Trainer(clock(members=4, pbt_every=80, pbt_score="eval", total_steps=120))
     run.train()

@@ -238,6 +238,8 @@ class Trainer:
                 self._loop(stop, None, progress)
                 return
             with only_writer(self.folder):
+                if self.config.pbt_every:  # an interrupted run may have written later copies, about to be made again
+                    self.pbt.write(self.folder / "lineage.csv")
                 for path in checkpoint.set_aside_after(self.folder / "checkpoints", self.env_steps):
                     self.say(f"{path}: is what this run left for an earlier checkpoint")
                 self.config.to_yaml(self.folder / "config.yaml")
