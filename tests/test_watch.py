@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import sys
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 import worlds as _worlds  # noqa: F401  registers the worlds
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
-from worlds import tiny
+from worlds import Clock, tiny
 
 from townlet import mind, watch
-from townlet.envs.adapter import TOWN_ID, make_worlds
+from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
 from townlet.evaluate import GreedyActor
 from townlet.networks import RecurrentQNetwork
 from townlet.report import Agent
@@ -117,6 +119,23 @@ def test_the_map_seen_so_far_is_what_was_in_sight(args) -> None:
         obs, legal = worlds.step(rng.choice(np.flatnonzero(legal[0][:5]), 1))[0::4][:2]
     assert seen.share == sighted.mean()
     assert seen.share == 1.0 or town.args.partial
+
+
+def test_actions_are_called_what_the_world_calls_them() -> None:
+    class Named(Clock):
+        actions = IntEnum("Actions", ["stay", "go"], start=0)
+
+    class Meant(Clock):
+        def get_action_meanings(self) -> list[str]:
+            return ["NOOP", "FIRE"]
+
+    class Other(Clock):
+        actions = IntEnum("Actions", ["one", "two", "three"])
+
+    for kind, names in ((Named, ["stay", "go"]), (Meant, ["NOOP", "FIRE"]), (Other, ["action 0", "action 1"])):
+        envs = SyncVectorEnv([kind], autoreset_mode=AutoresetMode.NEXT_STEP)
+        assert mind.labels(VectorAdapter(envs).action_names) == names
+    assert mind.labels(agent().worlds(1).action_names)[0] == "↑ up"
 
 
 def test_the_text_marks_the_greedy_action_and_what_is_not_legal() -> None:

@@ -95,11 +95,6 @@ def describe(agent: Agent, member: int) -> dict[str, Any]:
     worlds = agent.worlds(1)
     _, legal = worlds.reset([0])
     worlds.close()
-    actions = [str(a) for a in range(worlds.n_actions)]
-    if agent.config.is_town:
-        from .envs.rules import ACTIONS
-
-        actions = list(ACTIONS)
     parts = [
         {"name": part.name, "kind": part.kind, "start": part.start, "size": part.size, "scaled": part.scaled,
          "space": str(part.space)}
@@ -115,7 +110,7 @@ def describe(agent: Agent, member: int) -> dict[str, Any]:
         "outputs": "q [N, actions], action [N] int64, h, c",
         "obs_size": worlds.obs_size,
         "observation": parts,
-        "actions": actions,
+        "actions": worlds.action_names,
         "legal": legal is not None,
         "hidden_size": agent.network.hidden_size,
         "memory": agent.config.memory,

@@ -119,11 +119,11 @@ class SeenMap:
         return float((self.cells != UNSEEN).mean())
 
 
-def action_names(town: bool, count: int) -> list[str]:
-    """How the actions are called."""
-    if town:
+def labels(names: Sequence[str]) -> list[str]:
+    """The actions' names as they are shown: the Town's with their arrows, numbers as "action 0"."""
+    if tuple(names) == ACTIONS:
         return [f"{arrow} {name}" for arrow, name in zip(render.ARROWS, ACTIONS, strict=True)]
-    return [f"action {a}" for a in range(count)]
+    return [f"action {name}" if name.isdigit() else name[:14] for name in names]
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------

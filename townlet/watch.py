@@ -114,7 +114,7 @@ def episode(
     thinker = mind.Thinker(agent.network, params, memory=memory)
     others = GreedyActor(agent.network, params, n - 1, memory=memory)
     seen = mind.SeenMap(worlds.env.args) if config.is_town else None  # type: ignore[attr-defined]
-    names = mind.action_names(config.is_town, worlds.n_actions)
+    names = mind.labels(worlds.action_names)
     try:
         obs, legal = worlds.reset([seed] * n)
         reset, score, over = np.ones(n, dtype=bool), 0.0, False

@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from enum import EnumType
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -105,6 +106,16 @@ class VectorAdapter:
         self.obs_size += reward
         self._fed_back = tuple(added)
         self.layout += self._fed_back
+
+    @property
+    def action_names(self) -> list[str]:
+        """What the world calls its actions (Atari's and MiniGrid's ways of saying so), else their numbers."""
+        base: Any = self.env if self._singles is None else self._singles[0].unwrapped
+        meanings, actions = getattr(base, "get_action_meanings", None), getattr(base, "actions", None)
+        names = list(meanings()) if callable(meanings) else []
+        if isinstance(actions, EnumType):
+            names = [str(name) for name in actions.__members__]
+        return names if len(names) == self.n_actions else [str(a) for a in range(self.n_actions)]
 
     @property
     def resumable(self) -> bool:

@@ -294,6 +294,10 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         obs, reward, terminated, truncated, legal, survival = out
         return obs, reward, terminated, truncated, {"legal": legal, "survival_time": survival}
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions."""
+        return list(ACTIONS)
+
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
         """The current observation float32 [num_envs, obs_size] and legal mask bool [num_envs, 6]."""
         obs = np.empty((self.num_envs, self._town.obs_size), np.float32)

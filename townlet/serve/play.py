@@ -150,7 +150,7 @@ class _Episode:
             "has_memory": config.memory,
             "seed": self.seed,
             "env_steps": self.agent.env_steps,
-            "actions": mind.action_names(config.is_town, self.worlds.n_actions),
+            "actions": mind.labels(self.worlds.action_names),
             "pictures": self.pictures,
         }
         if self.args is None:
