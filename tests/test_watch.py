@@ -155,6 +155,7 @@ def test_the_text_marks_the_greedy_action_and_what_is_not_legal() -> None:
     for cleared in range(6):
         shown = mind.text(dataclasses.replace(last.thought, cleared_action=cleared), last.names, last.seen)
         same = cleared == last.thought.action
+        assert [("▶" in row) for row in shown.splitlines()[1:7]] == [a == last.thought.action for a in range(6)]
         assert shown.endswith("it would choose " + ("the same" if same else last.names[cleared]))
 
 

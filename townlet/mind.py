@@ -235,9 +235,10 @@ def _heading(pen: render.Pen, words: str, y: float) -> float:
 
 
 def _draw_q(pen: render.Pen, t: Thought, names: Sequence[str], y: float) -> float:
-    y = _heading(pen, "Q-values (line: with the state cleared now)", y) + 6
+    y = _heading(pen, "Q-values (line: state cleared, same mean)", y) + 6
     shown = [a for a in range(len(t.q)) if t.allowed(a)]
-    values = np.concatenate([t.q[shown], t.q_cleared[shown]])
+    cleared = t.q_cleared - t.q_cleared[shown].mean() + t.q[shown].mean()  # what chooses is the differences
+    values = np.concatenate([t.q[shown], cleared[shown]])
     low, high = float(values.min()), float(values.max())
     room, left = 150.0, _LEFT + 100.0
 
@@ -253,7 +254,7 @@ def _draw_q(pen: render.Pen, t: Thought, names: Sequence[str], y: float) -> floa
         pen.box(left, y, room, 14, _BLANK, radius=3)
         if allowed:
             pen.box(left, y, place(float(t.q[a])), 14, _RED if chosen else (150, 170, 196), radius=3)
-            pen.box(left + place(float(t.q_cleared[a])) - 1, y - 2, 2, 18, render.INK)
+            pen.box(left + place(float(cleared[a])) - 1, y - 2, 2, 18, render.INK)
         pen.text(_RIGHT, y + 7, f"{t.q[a]:.2f}" if allowed else "not legal", 12, ink, "rm", bold=chosen)
         y += 20
     return y + 10
