@@ -3,9 +3,10 @@
     python benchmarks/pbt.py
 
 Two spreads over 8 members: `wide`, 1e-6 to 1e-1, holds a good value and many useless ones; `low`, 1e-6 to 1e-4, holds
-none: training has to move there. Everything else is the same, seeds included. Each member then plays 50 greedy episodes
-that it has not seen. Prints a table per spread; exits with 1 when PBT's mean over members is not above the control's in
-every seed.
+none: training has to move there. PBT judges members by their training episodes (the default) or by greedy evaluations
+of 8 episodes. Everything else is the same, seeds included. Each member then plays 50 greedy episodes that it has not
+seen. Prints a table per spread; exits with 1 when, from the wide spread, the mean over members is not above the
+control's in every seed, whichever the score.
 """
 
 from __future__ import annotations
@@ -50,16 +51,17 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     better = True
+    pbt = {"pbt_every": options.every, "eval_episodes": 8}
+    kinds = {"without": {}, "PBT, training episodes": pbt, "PBT, greedy episodes": {**pbt, "pbt_score": "eval"}}
     for spread, lr in SPREADS.items():
         print(f"\nlr={lr}\n\n| | mean over members, per seed | mean | best member | members above 100 | minutes |")
         print("|---|---|---|---|---|---|")
         means = {}
-        for name, every in (("without", 0), ("PBT", options.every)):
+        for name, settings in kinds.items():
             begun, rows = time.perf_counter(), []
             for seed in range(options.seeds):
-                steps = {"total_steps": options.steps, "pbt_every": every}
-                own = {"lr": lr, "seed": 100 * seed, "threads": options.threads}
-                rows.append(run(Config.from_dict({**SETTINGS, **steps, **own})))
+                own = {"lr": lr, "seed": 100 * seed, "threads": options.threads, "total_steps": options.steps}
+                rows.append(run(Config.from_dict({**SETTINGS, **settings, **own})))
             returns = np.array([r for r, _, _ in rows])  # [seeds, members]
             means[name] = returns.mean(axis=1)
             mean, half = mean_interval(means[name])
@@ -70,11 +72,12 @@ def main() -> None:
             print(f"| {name} | {per_seed} | {mean:.0f} ± {half:.0f} | {counts} |", flush=True)
             keys = ("returns", "lr", "copies")
             figures[f"{spread}, {name}"] = [dict(zip(keys, row, strict=True)) for row in rows]
-        better &= bool((means["PBT"] > means["without"]).all())
+        if spread == "wide":
+            better = all((means[name] > means["without"]).all() for name in kinds if name != "without")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if not better:
-        raise SystemExit("below the bar: PBT's mean over members above the control's in every seed")
+        raise SystemExit("below the bar: from the wide spread, means over members above the control's in every seed")
 
 
 if __name__ == "__main__":
