@@ -259,6 +259,8 @@ def test_texts_of_a_run_are_texts(browser, server, runs):
     until(browser, "document.querySelector('.runpage')?.dataset.drawn")
     until(browser, "document.querySelector('.policies')?.textContent")
     assert browser.execute_script("return document.body.innerText").count(EVIL) >= 5
+    assert "no agent yet" in browser.find_element("css selector", ".play").text
+    assert not browser.find_element("id", "town").is_displayed()
     assert "Loss" in browser.execute_script("return document.querySelector('.charts').textContent")
     assert browser.execute_script("return document.querySelectorAll('[onerror], img[src=x]').length") == 0
     assert browser.execute_script("return window.hurt") is None

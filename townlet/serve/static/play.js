@@ -116,6 +116,12 @@ export class PlayPanel {
     const waiting = this.episode && this.newest !== this.episode.agent;
     if (waiting && !this.playing && this.frame?.t === 0 && !this.busy && !tried) this.start();
     this.showVersion();
+    this.vacate();
+  }
+
+  // Without anybody to play there is no stage, only the reason.
+  vacate() {
+    this.node.classList.toggle("vacant", !this.episode && (!this.newest || Boolean(this.failed)));
   }
 
   showVersion() {
@@ -140,6 +146,7 @@ export class PlayPanel {
       this.failed = false;
       this.episode = value;
       this.buffer = [];
+      this.vacate();
       this.about(value);
       this.show(value.frames[0], 0);
       this.say("");
@@ -351,6 +358,7 @@ export class PlayPanel {
     this.toggle(false);
     this.failed = true;
     this.refused = this.newest;
+    this.vacate();
     this.say(error instanceof Failure ? `${error.message}.` : "The server does not answer.");
     if (error.status === 410) this.say("Another page has taken the stage. Press play to take it back.");
   }
