@@ -1,245 +1,299 @@
-"""A world that misbehaves is stopped by an error that names it, the environment, the step, and what was expected."""
+"""What can go wrong while a run trains: a message, exit code 2, the last checkpoint intact, and the run can go on."""
 
 from __future__ import annotations
 
-import re
+import builtins
+import errno
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from worlds import clock
+from test_cli import arguments
+from test_trainer import same
+from worlds import SavableClock, clock
 
+from townlet import checkpoint, plots, sessions
 from townlet.cli import main
-from townlet.envs.adapter import VectorAdapter, make_worlds
+from townlet.records import read_metrics
 from townlet.trainer import Trainer
 
-SPACE = Dict({"at": Box(0, 9, (2,), np.float32), "key": Discrete(3), "pixel": Box(0, 255, (1,), np.uint8)})
-GOOD = {"at": np.zeros(2, np.float32), "key": 1, "pixel": np.zeros(1, np.uint8)}
+END, EVERY = 120, 40  # 30 steps of 4 environments, a checkpoint after each ten
 
 
-class Faulty(gymnasium.Env):
-    """Does what it should, but for the call after `good` steps: then `faulty` says what comes back."""
+class Faulty(SavableClock):
+    """A Clock that goes wrong, once ``armed``, at step 15 of its life: after the first checkpoint."""
 
-    observation_space, action_space = SPACE, Discrete(2)
+    armed: ClassVar[str] = ""
 
-    def __init__(self, faulty, good, at_reset=False):
-        self.faulty, self.good, self.at_reset = faulty, good, at_reset
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if self.at_reset:
-            return self.faulty()
-        return dict(GOOD), {}
-
-    def step(self, action):
-        self.good -= 1
-        if self.good < 0:
-            return self.faulty()
-        return dict(GOOD), 1.0, False, False, {}
-
-
-def adapter(faulty, good=2, at_reset=False):
-    """Environment 1 of 3 misbehaves, at step `good` + 1."""
-    fine = [lambda: Faulty(None, 10**9)]
-    bad = [lambda: Faulty(faulty, good, at_reset)]
-    return VectorAdapter(SyncVectorEnv(fine + bad + fine), "w")
-
-
-def steps(worlds, n=3):
-    worlds.reset([1, 2, 3])
-    for _ in range(n):
-        worlds.step(np.zeros(worlds.num_envs, int))
+    def step(self, action: int) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.total != 15 or not Faulty.armed:
+            return obs, reward, terminated, truncated, info
+        if Faulty.armed == "raises":
+            raise RuntimeError("the simulator is gone")
+        wrong = {
+            "nan observation": (obs * np.nan, reward),
+            "infinite observation": (obs + np.inf, reward),
+            "nan reward": (obs, float("nan")),
+            "infinite reward": (obs, -float("inf")),
+            "no reward": (obs, None),
+            "several rewards": (obs, np.ones(3)),
+            "text as reward": (obs, "much"),
+            "shape": (obs[:1], reward),
+            "dimensions": (obs[None], reward),
+            "text as observation": (np.array(["a", "b"]), reward),
+            "objects": (np.array([None, {}], dtype=object), reward),
+            "no observation": (None, reward),
+        }
+        return *wrong[Faulty.armed], terminated, truncated, info
 
 
-def broken():
-    raise ZeroDivisionError("division by zero")
+gymnasium.register(id="Faulty-v0", entry_point=Faulty)
 
 
-@pytest.mark.parametrize(
-    ("faulty", "message"),
-    [
-        (broken, rf"raised ZeroDivisionError: division by zero \({re.escape(__file__)}, line \d+\)$"),
-        (
-            lambda: (GOOD, 1.0, False, {}),
-            r"returned \(.*\); expected \(observation, reward, terminated, truncated, info",
-        ),
-        (
-            lambda: ({**GOOD, "at": np.zeros(3)}, 1.0, False, False, {}),
-            r"observation\['at'\] of shape \[3\]; expected \[2\]",
-        ),
-        (
-            lambda: ({**GOOD, "at": [[1, 2], [3]]}, 1.0, False, False, {}),
-            r"observation\['at'\] \[\[1, 2\], \[3\]\]; exp",
-        ),
-        (
-            lambda: ({**GOOD, "at": ["x", "y"]}, 1.0, False, False, {}),
-            r"observation\['at'\] of dtype <U1; expected float32",
-        ),
-        (
-            lambda: ({**GOOD, "pixel": np.ones(1)}, 1.0, False, False, {}),
-            r"\['pixel'\] of dtype float64; expected uint8",
-        ),
-        (lambda: ({"at": GOOD["at"]}, 1.0, False, False, {}), r"no observation\['key'\]; expected Discrete\(3\)"),
-        (lambda: (GOOD, [1.0, 2.0], False, False, {}), r"returned reward \[1.0, 2.0\]; expected a number"),
-        (lambda: (GOOD, 1.0, False, False, None), r"returned info None; expected a dict"),
-    ],
-)
-def test_an_environment_that_misbehaves_is_named(faulty, message):
-    with pytest.raises(ValueError, match=r"^w: at step 3: step of environment 1 .*" + message):
-        steps(adapter(faulty))
-    steps(adapter(faulty), 2)  # the control: before that step nothing is wrong
+def command(folder: Path, **changes: Any) -> list[str]:
+    config = clock(total_steps=END, checkpoint_every=EVERY, final_eval_episodes=0, **changes)
+    return ["train", *arguments(config), "--run-dir", str(folder)]
 
 
-@pytest.mark.parametrize(
-    ("faulty", "message"),
-    [
-        (broken, r"^w: at step 0: reset of environment 1 raised ZeroDivisionError"),
-        (lambda: GOOD, r"^w: at step 0: reset of environment 1 returned .*; expected \(observation, info\)"),
-        (
-            lambda: ({**GOOD, "at": np.zeros(3)}, {}),
-            r"reset of environment 1 returned observation\['at'\] of shape \[3\]",
-        ),
-    ],
-)
-def test_so_it_is_at_reset(faulty, message):
-    with pytest.raises(ValueError, match=message):
-        steps(adapter(faulty, at_reset=True))
+def weights(run: Path) -> dict[str, Any]:
+    return checkpoint.read_file(checkpoint.latest(run / "checkpoints"))["population"]
 
 
-def odd(reward=0.0, info=None, **obs):
-    return lambda: ({**GOOD, **obs}, reward, False, False, info or {})
+def steps(run: Path) -> list[tuple[float, float]]:
+    return [(row["step"], row["member"]) for row in read_metrics(run / "metrics.csv")]
 
 
-@pytest.mark.parametrize(
-    ("faulty", "message"),
-    [
-        (odd(np.nan), r"^w: reward of environment 1 at step 3 is not finite: .*nan"),
-        (odd(at=[0, -np.inf]), r"^w: observation of environment 1 at step 3 is not finite: .*-inf"),
-        (odd(key=3), r"^w: at step 3: observation\['key'\] of environment 1 is 3; expected a value of Discrete\(3\)"),
-        (odd(info={"legal": np.ones(2, bool)}), r"^w: at step 3: .* legal actions, but reset gave none"),
-    ],
-)
-def test_numbers_that_cannot_be_are_named(faulty, message):
-    with pytest.raises(ValueError, match=message):
-        steps(adapter(faulty))
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without a fault."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert main(command(folder)) == 0
+    return folder
 
 
-class Batch(VectorEnv):
-    """Two environments in one, whose step returns what is given."""
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(metrics: Path, path: Path) -> None:  # as plots makes them, without what takes long
+        plots._save(plots.plt.figure(figsize=(0.1, 0.1)), path)
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
-    single_observation_space, single_action_space, num_envs = Box(-1, 1, (3,), np.float32), Discrete(2), 2
-
-    def __init__(self, given=None, info=None, **arguments):
-        good = {"obs": np.zeros((2, 3), np.float32), "reward": np.zeros(2), "terminated": [False] * 2}
-        self.given, self.info, self.arguments = (
-            {**good, "truncated": [False] * 2, **(given or {})},
-            info or {},
-            arguments,
-        )
-
-    def reset(self, *, seed=None, options=None):
-        return self.given["obs"], {k: v for k, v in self.info.items() if k != "late"}
-
-    def step(self, actions):
-        return *self.given.values(), self.info
+    monkeypatch.setattr(plots, "learning_curve", picture)
+    monkeypatch.setattr(sessions, "commit", lambda: "unknown")
 
 
-@pytest.mark.parametrize(
-    ("given", "info", "message"),
-    [
-        ({"obs": np.zeros((2, 4))}, {}, r"^w: at step 0: observation has shape \[2, 4\]; expected \[2, 3\]"),
-        ({"obs": np.full((2, 3), "a")}, {}, r"^w: at step 0: observation has dtype <U1; expected numbers"),
-        ({"reward": np.zeros(3)}, {}, r"^w: at step 1: reward has shape \[3\]; expected \[2\]"),
-        ({"reward": [None, "x"]}, {}, r"^w: at step 1: reward is \[None, 'x'\]; expected 2 numbers"),
-        ({"terminated": np.zeros((2, 1))}, {}, r"^w: at step 1: terminated has shape \[2, 1\]; expected \[2\]"),
-        ({"truncated": False}, {}, r"^w: at step 1: truncated has shape \[\]; expected \[2\]"),
-        (
-            {},
-            {"legal": np.ones((2, 3), bool)},
-            r"^w: at step 0: mask of legal actions has shape \[2, 3\].*expected \[2, 2\]",
-        ),
-        ({}, {"action_mask": np.ones(2)}, r"^w: at step 0: mask of legal actions has shape \[2\] and dtype float64"),
-        ({}, {"legal": np.ones((2, 2))}, r"^w: at step 0: mask of legal actions has .* dtype float64; .* bool"),
-    ],
-)
-def test_a_vector_environment_that_misbehaves_is_named(given, info, message):
-    with pytest.raises(ValueError, match=message):
-        _run(VectorAdapter(Batch(given, info), "w"))
-    _run(VectorAdapter(Batch(), "w"))
+def assert_refused(code: int, err: str, *words: str) -> None:
+    assert code == 2, err
+    assert "townlet train: error: " in err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
 
 
-def _run(worlds):
-    worlds.reset([1, 2])
-    worlds.step(np.zeros(2, int))
+def assert_goes_on(run: Path, straight: Path, capsys: Any) -> None:
+    """Every checkpoint is whole, nothing half written is left, and the resumed run ends as the one without a fault."""
+    for path in (run / "checkpoints").glob("*"):
+        checkpoint.read_file(path)
+    assert not list(run.rglob(".*"))
+    assert main(["train", "--resume", str(run)]) == 0, capsys.readouterr().err
+    assert same(weights(run), weights(straight))
+    assert steps(run) == steps(straight)
+    assert {p.name for p in run.iterdir() if "tfevents" not in p.name} == {
+        p.name for p in straight.iterdir() if "tfevents" not in p.name
+    }
 
 
-def test_a_step_without_a_mask_allows_everything():
-    info = {"action_mask": np.array([[1, 0], [0, 1]], np.int8)}
-    worlds = VectorAdapter(Batch(info=info))
-    assert worlds.reset([1, 2])[1].tolist() == [[True, False], [False, True]]
-    info.clear()
-    worlds.env.info = {}
-    assert worlds.step(np.zeros(2, int)).legal.tolist() == [[True, True]] * 2
+FAULTS = {
+    "raises": ("step of environment", "RuntimeError", "the simulator is gone"),
+    "nan observation": ("observation", "not finite"),
+    "infinite observation": ("observation", "not finite"),
+    "nan reward": ("reward", "not finite"),
+    "infinite reward": ("reward", "not finite"),
+    "no reward": ("reward",),
+    "several rewards": ("reward",),
+    "text as reward": ("could not convert string to float: 'much'",),
+    "shape": ("observation", "expected"),
+    "dimensions": ("observation", "expected"),
+    "text as observation": ("observation",),
+    "objects": ("observation",),
+    "no observation": ("observation",),
+}
 
 
-gymnasium.register("Batch-v0", vector_entry_point=lambda num_envs, **arguments: Batch(**arguments))
-
-
-def test_a_world_registered_as_a_vector_only_is_opened_as_one():
-    worlds = make_worlds("Batch-v0", 2, speed=3)
-    assert isinstance(worlds.env, Batch)
-    assert worlds.env.arguments == {"speed": 3}
-
-
-def test_training_ends_with_the_worlds_own_error_and_its_checkpoint_stays(tmp_path):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_world_that_goes_wrong(
+    fault: str, tmp_path: Path, straight: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
-    config = clock(env="Clock-v0", env_args={"fault_at": 30, "fault": "reward"}, run_dir=str(run), checkpoint_every=40)
-    with pytest.raises(ValueError, match=r"Clock-v0: reward of environment \d at step 3\d is not finite"):
-        Trainer(config).train()
-    assert Trainer.resume(run).env_steps == 120
+    monkeypatch.setattr(Faulty, "armed", fault)
+    code = main(command(run, env="Faulty-v0"))
+    assert_refused(code, capsys.readouterr().err, "Faulty-v0", *FAULTS[fault])
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000000000040.ckpt"]
+    monkeypatch.setattr(Faulty, "armed", "")
+    assert_goes_on(run, straight, capsys)
 
 
-# ---- where worlds come from -----------------------------------------------------------------------------------------
+class Disk:
+    """Stands in for ``open`` below a folder: opening number ``fails`` for writing meets a fault of the disk."""
 
-MODULE = """
-import gymnasium
-from worlds import Clock
-gymnasium.register("{id}", Clock)
-"""
+    def __init__(self, folder: Path, fails: int, kind: str) -> None:
+        self.folder, self.fails, self.kind = str(folder), fails, kind
+        self.written: list[str] = []
+        self.real = builtins.open
 
-
-def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
-    (tmp_path / "own_world_1.py").write_text(MODULE.format(id="Own1-v0"))
-    worlds = make_worlds("own_world_1:Own1-v0", 2)
-    assert worlds.reset([1, 2])[0].shape == (2, 2)
-    with pytest.raises(ValueError, match=r"own_world_1:Own2-v0: cannot be made with no arguments: .*Near: Own1-v0\."):
-        make_worlds("own_world_1:Own2-v0", 2)
-
-
-def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    (tmp_path / "own_world_2.py").write_text("import gymnasium\n1 / 0\n")
-    with pytest.raises(
-        ValueError, match=r"own_world_2:X-v0: own_world_2 cannot be imported: ZeroDivisionError.*line 2\)"
-    ):
-        make_worlds("own_world_2:X-v0", 1)
-    (tmp_path / "own_world_3.py").write_text("import not_there_at_all\n")
-    assert main(["train", "--env", "own_world_3:X-v0"]) == 2
-    assert "needs the package 'not_there_at_all'" in capsys.readouterr().err
+    def open(self, path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if not (isinstance(path, (str, Path)) and str(path).startswith(self.folder)) or "r" in mode:
+            return self.real(path, mode, *args, **options)
+        self.written.append(str(path))
+        if len(self.written) - 1 != self.fails:
+            return self.real(path, mode, *args, **options)
+        if self.kind == "full":  # the kernel's own: every write fails when it gets to the device
+            return self.real("/dev/full", mode.replace("x", "w"), *args, **options)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
-def test_an_error_in_a_worlds_own_making_is_shown():
-    def make(**arguments):
-        raise KeyError("level")
+def met(path: str) -> str:
+    """What a file is, whatever its number or time."""
+    name = Path(path).name.removeprefix(".").removesuffix(".tmp")
+    return "events" if "tfevents" in name else "step.ckpt" if name.startswith("step_") else name
 
-    gymnasium.register("Unmade-v0", make)
-    with pytest.raises(
-        ValueError, match=r"Unmade-v0: cannot be made with \{'size': 3\}: KeyError: 'level' \(.*line \d+"
-    ):
-        make_worlds("Unmade-v0", 1, size=3)
+
+def openings(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path, str, int]]:
+    """Runs that met the fault when a file was opened the first and the last time: (what, run, its name, exit code)."""
+    disk = Disk(folder / "none", -1, kind)
+    monkeypatch.setattr(builtins, "open", disk.open)
+    assert main(command(folder / "none")) == 0
+    names = [met(path) for path in disk.written]
+    last = {name: number for number, name in enumerate(names)}
+    for number in sorted({names.index(name) for name in names} | (set(last.values()) if kind == "full" else set())):
+        run = folder / str(number)
+        disk = Disk(run, number, kind)
+        monkeypatch.setattr(builtins, "open", disk.open)
+        code = main(command(run))
+        monkeypatch.setattr(builtins, "open", disk.real)
+        yield names[number], run, Path(disk.written[number]).name.removeprefix(".").removesuffix(".tmp"), code
+
+
+MAY_FAIL = ("status.json", "report.html")  # for those who look on: they end no run
+
+
+@pytest.mark.parametrize(("kind", "message"), [("full", "No space left on device"), ("read only", "Read-only file")])
+def test_a_disk_that_fails_at_each_file_in_turn(
+    kind: str, message: str, tmp_path: Path, straight: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    for what, run, name, code in openings(kind, tmp_path, monkeypatch):
+        seen.add(what)
+        err = capsys.readouterr().err
+        if what in MAY_FAIL:
+            assert code == 0, err
+        else:
+            assert_refused(code, err, message, name, str(run))
+        if run.exists():
+            assert_goes_on(run, straight, capsys)
+        else:
+            assert what == "config.yaml"  # nothing was begun: the same command can be given again
+    assert seen == {"config.yaml", "sessions.json", "metrics.csv", "events", "step.ckpt", "agent.ckpt", "learning.png",
+                    "summary.json", *MAY_FAIL}  # fmt: skip
+
+
+def test_a_record_that_does_not_fit_is_not_left_in_halves(tmp_path: Path) -> None:
+    from townlet.files import append_whole
+
+    class Filling:
+        """A file on a disk with room for ten bytes."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.room = file, 10
+
+        def write(self, data: Any) -> int:
+            if not self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done = self.file.write(data[: self.room])
+            self.room -= done
+            return done
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    path = tmp_path / "x"
+    path.write_bytes(b"whole\n")
+    with open(path, "ab", buffering=0) as file:
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+            append_whole(Filling(file), b"a line of more than ten bytes\n", path)
+        assert path.read_bytes() == b"whole\n"
+        append_whole(file, b"next\n", path)
+    assert path.read_bytes() == b"whole\nnext\n"
+
+
+def during(monkeypatch: pytest.MonkeyPatch, at: int, happens: Callable[[], None]) -> None:
+    """``happens`` once the run has made ``at`` steps."""
+    step = Trainer.act_step
+
+    def act_step(self: Trainer) -> None:
+        step(self)
+        if self.env_steps == at:
+            happens()
+
+    monkeypatch.setattr(Trainer, "act_step", act_step)
+
+
+def test_a_run_folder_that_is_removed(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    during(monkeypatch, 60, lambda: shutil.rmtree(run))
+    assert_refused(main(command(run)), capsys.readouterr().err, str(run), "No such file or directory")
+    assert not run.exists()
+
+
+def test_a_run_folder_that_is_moved(
+    tmp_path: Path, straight: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        during(context, 60, lambda: run.rename(tmp_path / "moved"))
+        assert_refused(main(command(run)), capsys.readouterr().err, str(run), "No such file or directory")
+    assert not run.exists()
+    assert_goes_on(tmp_path / "moved", straight, capsys)
+
+
+def test_a_clock_that_goes_backwards(tmp_path: Path, straight: Path, capsys: Any, monkeypatch: Any) -> None:
+    run = tmp_path / "run"
+    ticks = itertools.count(2_000_000_000, -1000)
+    monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
+    assert main([*command(run), "--total-steps", "80"]) == 0
+    assert main(["train", "--resume", str(run), "--total-steps", str(END)]) == 0
+    assert same(weights(run), weights(straight))
+    assert steps(run) == steps(straight)
+    stamps = [int(p.name.split(".")[3]) for p in sorted(run.glob("*tfevents*"), key=lambda p: p.stat().st_mtime_ns)]
+    assert stamps == sorted(set(stamps))  # TensorBoard reads them in this order
+    assert len(stamps) == 2
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigterm_while_a_checkpoint_is_written(
+    signals: int, tmp_path: Path, straight: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write, writes = tmp_path / "run", checkpoint._HashingFile.write, itertools.count()
+
+    def interrupted(self: Any, data: Any) -> int:
+        if "000080" in str(self.file.name) and next(writes) == 50:  # in the middle of the second checkpoint
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGTERM)
+        return write(self, data)
+
+    with monkeypatch.context() as context:
+        context.setattr(checkpoint._HashingFile, "write", interrupted)
+        assert main(command(run)) == {1: 143, 2: 130}[signals]
+    assert next(writes) > 50
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == [f"step_{n:012d}.ckpt" for n in ((40, 80) if signals == 1 else (40,))]
+    assert_goes_on(run, straight, capsys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from matplotlib.ticker import EngFormatter
 
 from .evaluate import mean_interval
+from .files import replacing
 from .records import read_metrics
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _mean_line(axes: Any, rows: list[dict[str, float]], column: str, colour: str
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format=path.suffix[1:] or "png")
-    os.replace(temporary, path)
-    plt.close(figure)
+    try:
+        with replacing(path, "wb", durable=False) as file:
+            figure.savefig(file, dpi=130, format=Path(path).suffix[1:] or "png")
+    finally:
+        plt.close(figure)

@@ -151,7 +151,11 @@ class Trainer:
         if folder is not None:
             return Path(folder)
         folder = new_folder(self.config.run_dir, self.config.env)
-        self.config.to_yaml(folder / "config.yaml")
+        try:
+            self.config.to_yaml(folder / "config.yaml")
+        except OSError:
+            folder.rmdir()
+            raise
         return folder
 
     @property
