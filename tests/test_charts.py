@@ -43,6 +43,23 @@ def test_a_log_axis_is_logarithmic_and_leaves_out_what_has_no_logarithm():
     assert a - b == pytest.approx(b - c, abs=0.2)
 
 
+def test_a_log_axis_has_ticks_however_little_it_spans():
+    for low, high in ((0.45, 0.6), (0.011, 0.013), (3.0, 250.0), (1e-6, 1.0)):
+        axis = charts._Axis.over([low, high], 0.0, 1.0, log=True, zero=False)
+        assert 2 <= len(axis.ticks) <= 9
+        assert all(axis.low <= t <= axis.high for t in axis.ticks)
+
+
+def test_events_stand_where_they_happened():
+    svg = line_chart([Series("q", [0, 100], [1.0, 2.0])], "Q", "x", "y", events=[("half", 50), ("later", 200)])
+    guide = [p.get("d") or "" for p in ET.fromstring(svg).iter("path") if p.get("class") == "guide"]
+    (((left, _), (right, _)),) = points(svg, "line")
+    assert len(guide) == 1
+    assert float(guide[0][1:].split()[0]) == pytest.approx((left + right) / 2, abs=0.1)
+    assert "half" in texts(svg)
+    assert "later" not in texts(svg)
+
+
 def test_band_and_members_surround_the_mean():
     low, mean, high = [0.0, 1.0], [1.0, 2.0], [2.0, 3.0]
     series = Series("return", [0, 1], mean, low, high, members=[[0.5, 1.5], [1.5, 2.5]])

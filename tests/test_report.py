@@ -194,6 +194,18 @@ def test_every_start_has_its_facts(finished):
     assert document.row("commit")[1] == sessions.commit()
 
 
+def test_the_stages_of_the_curriculum_are_marked(finished, tmp_path):
+    folder = copied(finished, tmp_path / "run")
+    settings = (folder / "config.yaml").read_text()
+    assert "stage" not in " ".join(Document(read(folder)).text).replace("stages of training", "")
+    stages = "curriculum: ['0 size=4', '100 size=5', '9999']"
+    (folder / "config.yaml").write_text(re.sub(r"^curriculum: .*$", stages, settings, flags=re.M))
+    report_html.write_report(folder)
+    text = Document(read(folder)).text
+    assert "stage 2" in text
+    assert "stage 3" not in text  # not reached
+
+
 def test_the_lineage_is_shown(finished):
     with open(finished / "lineage.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -93,6 +93,7 @@ def line_chart(
     log: bool = False,
     zero: bool = False,
     guides: Sequence[tuple[str, float, int]] = (),
+    events: Sequence[tuple[str, float]] = (),
     width: int = 560,
     height: int = 260,
 ) -> str:
@@ -103,6 +104,7 @@ def line_chart(
         log: logarithmic y axis (values that are not positive are left out).
         zero: the y axis includes 0.
         guides: (name, value, colour) of dotted horizontal lines.
+        events: (name, x) of vertical lines; those outside the drawn range are left out.
         width, height: of the picture, in units that are pixels where it has that width.
     """
     series = [_thinned(s, i, log) for i, s in enumerate(series)]
@@ -117,6 +119,11 @@ def line_chart(
     y = _Axis.over(_with_bands(tight, series, log), frame.bottom, frame.top, log=log, zero=zero and not log)
     x = _Axis(min(xs), max(xs), frame.left, frame.right, _ticks(min(xs), max(xs), 6))
     parts = [_heading(title), *rows, *_grid(x, y, frame, x_label, y_label)]
+    for name, step in events:
+        if x.low < step < x.high:
+            line = f"M{x(step):.1f} {frame.top}V{frame.bottom}"
+            parts.append(f'<path class="guide" style="stroke:var(--soft)" d="{line}"/>')
+            parts.append(_text(x(step) + 4, frame.top + 10, name, cls="halo"))
     for s in series:
         parts += _drawn(s, x, y)
     for name, value, colour in guides:
@@ -277,7 +284,9 @@ class _Axis:
             low, high = low / 1.15, high * 1.15
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             ticks = [m * 10.0**d for d in decades for m in ((1,) if high > 100 * low else (1, 2, 5))]
-            return cls(low, high, start, end, [t for t in ticks if low <= t <= high], log=True)
+            inside = [t for t in ticks if low <= t <= high]
+            few = [t for t in _ticks(low, high, 4) if t > 0.0]  # where the decades have no two ticks in here
+            return cls(low, high, start, end, inside if len(inside) > 1 else few, log=True)
         low, high = (min(0.0, low), max(0.0, high)) if zero else (low, high)
         room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
         below = 0.0 if zero and low >= 0.0 else room

@@ -175,12 +175,21 @@ def _learning(run: Results) -> Iterable[str]:
         if name in run.policies
     ]
     score = f"{run.score.capitalize()} of an episode"
-    yield page.card(
-        line_chart(both, score, _X, unit, guides=guides, zero=unit == "ticks", width=1140, height=400), wide=True
-    )
+    stages, ticks = _stages(run), unit == "ticks"
+    chart = line_chart(both, score, _X, unit, guides=guides, events=stages, zero=ticks, width=1140, height=400)
+    yield page.card(chart, wide=True)
     if run.score == "survival":
         yield _chart(run, "Return of training episodes", "return", train_return="return")
     yield _chart(run, "Length of training episodes", "steps", zero=True, train_length="length")
+
+
+def _stages(run: Results) -> list[tuple[str, float]]:
+    """Where the curriculum changes the training worlds."""
+    try:
+        stages = Config.from_dict(run.config).stages
+    except ValueError:  # settings of another version
+        return []
+    return [(f"stage {i + 1}", step) for i, (step, _) in enumerate(stages) if i]
 
 
 def _chart(
