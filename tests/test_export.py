@@ -34,6 +34,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "no mask, no head": {"env": "Clock-v0", "encoder": (), "head_size": None, "dueling": False},
     "image": {"env": "Signs-v0", "network": "conv"},
     "without memory": {"memory": False},
+    "several agents": {"env": "pettingzoo:duel"},
 }
 
 

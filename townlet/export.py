@@ -93,7 +93,7 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
 def describe(agent: Agent, member: int) -> dict[str, Any]:
     """The metadata: what goes in, what comes out, and where the weights come from."""
     worlds = agent.worlds(1)
-    _, legal = worlds.reset([0])
+    _, legal = worlds.reset([0] * worlds.num_envs)  # several agents: an environment each
     worlds.close()
     parts = [
         {"name": part.name, "kind": part.kind, "start": part.start, "size": part.size, "scaled": part.scaled,

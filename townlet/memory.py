@@ -219,7 +219,7 @@ class MemoryProbe:
             return f"The agent uses its memory: {without}; {self._reach()}{other}{self._lag()}."
         if self.verdict == "guessing":
             return (
-                f"No use of memory found: the agent is no better than random ({name} {_number(intact)} against "
+                f"No use of memory found: the agent is not clearly better than random ({name} {_number(intact)} against "
                 f"{_number(float(self.random.mean()))}), although its state makes a difference: {without}; {other}."
             )
         if self.verdict == "content-free":
@@ -229,7 +229,9 @@ class MemoryProbe:
         if self.verdict == "misleading":
             return f"No use of memory found: {without}; but what it remembers does steer it: {other}."
         worth = (
-            "" if self.cost(self.random).low > 0 else f"; it is no better than random ({_number(self.random.mean())})"
+            ""
+            if self.cost(self.random).low > 0
+            else f"; it is not clearly better than random ({_number(self.random.mean())})"
         )
         return f"No use of memory found: {without}; {other}{worth}."
 
