@@ -219,8 +219,9 @@ class MemoryProbe:
             return f"The agent uses its memory: {without}; {self._reach()}{other}{self._lag()}."
         if self.verdict == "guessing":
             return (
-                f"No use of memory found: the agent is not clearly better than random ({name} {_number(intact)} against "
-                f"{_number(float(self.random.mean()))}), although its state makes a difference: {without}; {other}."
+                f"No use of memory found: the agent is not clearly better than random ({name} {_number(intact)} "
+                f"against {_number(float(self.random.mean()))}), although its state makes a difference: {without}; "
+                f"{other}."
             )
         if self.verdict == "content-free":
             return f"No use of memory found: the agent needs a state, but any will do: {without}; {other}."
