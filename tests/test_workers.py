@@ -42,6 +42,14 @@ class Masked(Clock):
         return {"action_mask": np.array([1, self.tick % 2, 1], np.int8), "survival_time": float(self.tick)}
 
 
+class Terse(Clock):
+    """A Clock that says how long it has lived when it is over."""
+
+    def step(self, action):
+        *moment, info = super().step(action)
+        return (*moment, {"survival_time": float(self.tick)} if moment[2] or moment[3] else info)
+
+
 class Fragile(Masked):
     """Divides by zero in the third step of the environment that was reset with seed 7."""
 
@@ -95,8 +103,8 @@ def gone(pids: list[int]) -> bool:
     return False
 
 
-def of(mode):
-    return lambda n: VectorAdapter(SyncVectorEnv([Masked] * n, autoreset_mode=mode), "masked")
+def of(mode, kind=Masked):
+    return lambda n: VectorAdapter(SyncVectorEnv([kind] * n, autoreset_mode=mode), "a-world")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,7 @@ def of(mode):
         (lambda n: make_worlds("Masked-v0", n), 4, 1),
         (of(AutoresetMode.SAME_STEP), 5, 3),
         (of(AutoresetMode.DISABLED), 3, 9),
+        (of(AutoresetMode.SAME_STEP, Terse), 5, 3),
     ],
 )
 def test_every_step_is_that_of_one_process(make, num_envs, workers):

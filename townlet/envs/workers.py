@@ -89,8 +89,8 @@ class WorkerAdapter(VectorAdapter):
         """As `VectorAdapter.step`; raises ValueError also when a worker died."""
         self._columns["action"][:] = action
         answers = self._ask("step", [None] * len(self._slices))
-        # which columns are given is the world's nature, the same in all workers
-        given: Any = {name: self._columns[name].copy() for name in answers[0]["given"]}
+        # a world's nature decides what it gives, but some give survival only where an episode has just ended
+        given: Any = {name: self._columns[name].copy() for answer in answers for name in answer["given"]}
         given |= {name: None for name in ("legal", "survival", "idle") if name not in given}
         for name in ("final_obs", "final_legal"):
             parts = [answer[name] for answer in answers if answer[name] is not None]
@@ -262,8 +262,7 @@ def _carry_out(adapter: VectorAdapter, command: str, argument: Any, columns: dic
     if command == "step":
         step = adapter.step(columns["action"].copy())._asdict()
         finals = {name: step.pop(name) for name in ("final_obs", "final_legal")}
-        given = [name for name, value in step.items() if value is not None]
-        for name in given:
-            columns[name][:] = step[name]
-        return {"given": given, **finals}
+        for name, value in step.items():
+            columns[name][:] = 0 if value is None else value
+        return {"given": [name for name, value in step.items() if value is not None], **finals}
     return getattr(adapter, command)(*(() if argument is None else (argument,)))
