@@ -4,6 +4,7 @@ page in a browser."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import http.client
 import json
 import os
@@ -24,6 +25,7 @@ from worlds import SavableClock, clock, tiny
 
 from townlet import mind, report
 from townlet.cli import main
+from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import GreedyActor, mean_interval
 from townlet.records import Records, process_mark, write_json
@@ -525,6 +527,17 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
     assert without[1]["q"] != frames[1]["q"]
     assert without[1]["q_cleared"] == without[1]["q"]
     assert frames[1]["q_cleared"] != frames[1]["q"]
+
+
+def test_an_episode_is_as_long_as_in_evaluation(server, trained):
+    run = server.runs.find("hamlet")
+    server.player.start(run, member=0, memory=True, seed=0)
+    version, agent = server.player._agents["hamlet"]
+    config = Config(**{**agent.config.to_dict(), "eval_max_steps": 5})
+    server.player._agents["hamlet"] = version, dataclasses.replace(agent, config=config)
+    frames = whole_episode(server, run="hamlet")[1]
+    assert [f["over"] for f in frames] == [False] * 5 + [True]
+    assert frames[-1]["cut"]
 
 
 def test_one_episode_at_a_time(server):

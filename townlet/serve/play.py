@@ -108,7 +108,7 @@ class _Episode:
         self.seen = None if self.args is None else mind.SeenMap(self.args)
         self.thinker = mind.Thinker(agent.network, agent.member(member), memory=self.memory)
         obs, legal = self.worlds.reset([seed])
-        self.t, self.score, self.reward, self.over, self.cut = 0, 0.0, 0.0, False, False
+        self.t, self.score, self.over, self.cut = 0, 0.0, False, False
         self.action = -1
         self.picture = _png(self.worlds) if self.pictures else None
         self.earliest = time.monotonic()
@@ -128,10 +128,12 @@ class _Episode:
         self.action = self.thought.action
         step = self.worlds.step(np.array([self.action]))
         self.t += 1
-        self.reward = float(step.reward[0])
-        self.score += self.reward
-        self.over, self.cut = bool(step.over[0]), bool(step.truncated[0])
-        if step.final_obs is not None and self.over:  # step.obs belongs to the next episode, and so does the picture
+        self.score += float(step.reward[0])
+        self.cut = bool(step.truncated[0]) or self.t >= self.agent.config.eval_max_steps
+        self.over = self.cut or bool(step.over[0])
+        if step.final_obs is not None and bool(
+            step.over[0]
+        ):  # step.obs belongs to the next episode, and so does the picture
             self._think(step.final_obs, step.final_legal)
             return self.frame()
         self._think(step.obs, step.legal)
@@ -195,7 +197,6 @@ class _Episode:
             "legal": None if thought.legal is None else thought.legal.tolist(),
             "state": _short(thought.state[:_SHOWN_UNITS]),
             "effect": float(f"{thought.effects[-1]:.5g}"),
-            "reward": self.reward,
             "return": float(f"{self.score:.7g}"),
             "over": self.over,
             "cut": self.cut,
