@@ -33,13 +33,19 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
 SETTINGS: dict[str, Any] = {"lr_decay_steps": 100, "lr": 1e-2, "prioritised": True}
 
 
-def test_a_run_with_a_recorded_update_is_the_run(deferred: None) -> None:
-    plain, recorded = Trainer(clock(**SETTINGS)), Trainer(clock(**SETTINGS))
+EXPLORED: dict[str, Any] = {"lr": "log:1e-4:1e-2", "gamma": "lin:0.5:0.9", "clip_norm": "lin:0.1:9"}
+COPYING: dict[str, Any] = {**SETTINGS, "members": 4, "pbt_every": 24, "pbt_explore": list(EXPLORED), **EXPLORED}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, COPYING], ids=["alone", "with members copied"])
+def test_a_run_with_a_recorded_update_is_the_run(deferred: None, settings: dict[str, Any]) -> None:
+    plain, recorded = Trainer(clock(**settings)), Trainer(clock(**settings))
     recorder = TapeRecorder()
     recorded.learner.replayed = Replayed(recorder)
     for run in (plain, recorded):
         run.train()
     assert recorder.replays > 3
+    assert len(recorded.pbt.lineage) >= 3 * ("pbt_every" in settings)
     assert all(torch.equal(a, b) for a, b in zip(state(plain), state(recorded), strict=True))
 
 
