@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 from worlds import tiny
 
 from townlet.config import Config
+from townlet.envs.town import TownArgs
 from townlet.flags import add_arguments, from_arguments
 
 
@@ -102,6 +104,18 @@ def test_yaml_holds_every_setting_and_comes_back(tmp_path):
     assert all(f"\n{f.name}: " in "\n" + text for f in fields(Config))
     assert all(f.metadata["meaning"] in text for f in fields(Config))
     assert Config.from_yaml(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(("level", "depletion"), [("hamlet", 1.5), ("town", 1.0)])
+def test_the_towns_hour_trains_in_worlds_that_exist_and_is_measured_in_the_towns_own(level, depletion):
+    config = Config.from_yaml(Path(__file__).parents[1] / "benchmarks" / f"town_hour_{level}.yaml")
+    assert config.total_steps == config.lr_decay_steps > config.stages[-1][0]
+    trained = [TownArgs(**args) for _, args in config.stages]
+    assert [a.size for a in trained] == sorted(a.size for a in trained)
+    measured = TownArgs(**config.evaluation_args)
+    assert measured == TownArgs(level=level, depletion=depletion)  # full meters, $20, 8x8, counted in ticks survived
+    assert measured not in trained  # the control: training has other starts and another reward
+    assert trained[-1].size == measured.size
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
