@@ -58,5 +58,5 @@ def run(arguments: Any) -> int:
     report = finish(trainer)
     if report is not None:
         print(report.text(), flush=True)
-    print(f"run folder: {folder}", flush=True)
+    print(f"run folder: {folder} (report.html shows it)", flush=True)
     return 0 if trainer.stopped_by is None else 128 + trainer.stopped_by.value
