@@ -61,7 +61,7 @@ def main() -> None:
     trained = [w for w in online if w is not None]
     adam = torch.optim.Adam(trained, lr=5e-3)
     spec = TDSpec(gamma=GAMMA, n_step=1, loss="mse")  # a longer return would hold random actions
-    for update in range(600):
+    for update in range(400):
         if update % 20 == 0:
             target = pack(online)
         out = td_unroll(online, target, recorded(generator), spec)

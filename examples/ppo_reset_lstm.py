@@ -13,7 +13,7 @@ from torch.distributions import Categorical
 
 from townlet.nn import ResetLSTM
 
-ENVS, STEPS, UPDATES, EPOCHS = 64, 32, 40, 4
+ENVS, STEPS, UPDATES, EPOCHS = 64, 32, 24, 4
 GAMMA, LAMBDA, CLIP, ENTROPY = 0.95, 0.95, 0.2, 0.01
 
 

@@ -199,6 +199,19 @@ def test_the_panel_has_a_red_bar_for_the_greedy_action_only() -> None:
         assert (np.delete(is_red, action) == 0).all()
 
 
+def test_the_panel_compares_what_chooses_not_how_high_the_values_are() -> None:
+    moment = played(agent())[-1]
+
+    def panel(cleared: np.ndarray) -> np.ndarray:
+        thought = dataclasses.replace(moment.thought, q_cleared=cleared)
+        return mind.picture(thought, moment.names, moment.seen, 560)
+
+    q = moment.thought.q_cleared
+    shifted, other = panel(q + 50), panel(q + 0.1 * np.arange(6, dtype=np.float32))
+    assert np.array_equal(shifted, panel(q))
+    assert not np.array_equal(other, panel(q))
+
+
 @pytest.mark.parametrize(
     ("typed", "goes_on", "paused"),
     [(b"", True, False), (b"q", False, False), (b" n", True, True), (b"  ", True, False), (b"xn", True, True)],
