@@ -28,6 +28,13 @@ def signpost(tmp_path, monkeypatch):
     return re.findall(r"townlet train --env (\S+)", PAGE)[1]
 
 
+def test_the_readme_shows_the_same_world():
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in readme
+    assert re.findall(r"townlet train --env (signpost:.*)", PAGE)[0] in readme
+
+
 def test_the_world_of_ten_lines_is_learned_by_remembering(signpost, one_thread):
     settings = {
         "env": signpost, "total_steps": 10_000, "num_envs": 16, "learning_starts": 1_000, "capacity": 10_000,
