@@ -171,6 +171,13 @@ def moved(before, now):
     return int((np.abs(before - now).max(axis=2) > 60).sum())
 
 
+def yellow(picture, player):
+    """Whether a face is where the agent is (8 pixels of edge, 8 x 8 cells)."""
+    frame, cell = player._episode.frame(), (len(picture) - 16) / 8
+    red, green, blue, _ = picture[int(8 + (frame["y"] + 0.46) * cell), int(8 + (frame["x"] + 0.5) * cell)]
+    return red > 200 and green > 150 and blue < 0.8 * red
+
+
 def tick(browser):
     return int(browser.execute_script("return document.querySelector('.play').dataset.t"))
 
@@ -192,11 +199,13 @@ def test_the_town_is_played(browser, server):
     assert tick(browser) == 0
     assert moved(start, settled(browser)) == 0  # the control: nothing moves by itself
     assert start.std(axis=(0, 1))[:3].min() > 5  # and something is drawn
+    assert yellow(start, server.player)
     browser.find_element("id", "step").click()
     until(browser, "document.querySelector('.play').dataset.t === '1'")
     assert moved(start, settled(browser)) > 500
     press(browser, Keys.ARROW_RIGHT)
     until(browser, "document.querySelector('.play').dataset.t === '2'")
+    assert yellow(settled(browser), server.player)
     press(browser, "r")
     until(browser, "document.querySelector('.play').dataset.t === '0'")
     assert moved(start, settled(browser)) == 0  # the same episode again

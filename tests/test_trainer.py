@@ -324,6 +324,7 @@ def test_a_run_gives_signs_of_life(tmp_path):
     act, run.act_step = run.act_step, look
     run.train()
     assert {s["state"] for s in signs} == {"training"}
+    assert 4 <= signs[0]["step"] <= 8
     assert signs[0]["process"] == process_mark(os.getpid()) is not None
     assert set(agents) == {0, 80, 160, 240, 320}  # each evaluation leaves its agent; the only checkpoint is the last
     end = json.loads((run.folder / "status.json").read_text())
