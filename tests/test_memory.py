@@ -73,12 +73,14 @@ STARTED = {
         ({"lstm.bias": {2: SHUT}}, {}, "none", "No use of memory found: return goes from 0.656 to 0.656"),
         ({}, {"memory": False}, "off", "No use of memory: this agent was trained and acts without it"),
         (PRESENT, {"shown": True}, "none", "No use of memory found: return goes from 1 to 1 with"),
+        # keeps the first cue in a world that goes on showing it
+        ({}, {"shown": True}, "redundant", "with that of the episode most alike at present it reaches 1 (difference +0"),
         (STARTED, {"shown": True}, "content-free", "the agent needs a state, but any will do"),
         # takes the opposite of what it remembers, where the present cue alone is right
         ({**PRESENT, "head.adv.weight": {(0, 0): 2, (0, 1): -1, (1, 0): -2, (1, 1): 1}}, {"shown": True}, "harmful",
          "the agent is better without it: return goes from 0 to 1"),
     ],
-    ids=["memory", "forgetful", "off", "nothing to remember", "started", "harmful"],
+    ids=["memory", "forgetful", "off", "nothing to remember", "redundant", "started", "harmful"],
 )  # fmt: skip
 def test_the_sentence_is_true_of_agents_made_by_hand(changes, options, verdict, words) -> None:
     found = probe(agent(*by_hand(**changes), **options), episodes=64, seed=3)
@@ -143,7 +145,9 @@ def test_several_members_share_the_episodes_and_the_interval_is_over_them() -> N
 # ---- the verdict, of scores made up -------------------------------------------------------------------------------
 
 
-def made_up(zeroed: float, swapped: float, intact: float = 1.0, random: float = 0.0, members: int = 1) -> MemoryProbe:
+def made_up(
+    zeroed: float, swapped: float, intact: float = 1.0, random: float = 0.0, alike: float = 0.5, members: int = 1
+) -> MemoryProbe:
     """Mean scores as given, with a spread of 0.1 between episodes, of which all disturbances share one half."""
     rng = np.random.default_rng(0)
 
@@ -153,7 +157,7 @@ def made_up(zeroed: float, swapped: float, intact: float = 1.0, random: float = 
 
     return MemoryProbe(
         "w", 0, list(range(members)), True, "return", 0, scores(intact), scores(random)[:1], {1: scores(zeroed)},
-        {1: scores(swapped)}, np.ones((members, 4, 1)),
+        {1: scores(swapped)}, scores(alike), np.ones((members, 4, 1)),
     )  # fmt: skip
 
 
@@ -163,7 +167,7 @@ def made_up(zeroed: float, swapped: float, intact: float = 1.0, random: float = 
     [
         ((0.5, 0.5), "used"), ((0.5, 1.0), "content-free"), ((1.0, 0.5), "misleading"), ((1.0, 1.0), "none"),
         ((1.5, 0.5), "harmful"), ((0.5, 0.5, 1.0, 1.0), "guessing"), ((0.5, 0.5, 1.0, 2.0), "guessing"),
-        ((0.999, 0.999), "none"),
+        ((0.999, 0.999), "none"), ((0.5, 0.5, 1.0, 0.0, 1.0), "redundant"), ((1.0, 1.0, 1.0, 0.0, 0.5), "none"),
     ],
 )  # fmt: skip
 def test_the_verdict_follows_the_intervals(figures, verdict, members) -> None:
@@ -182,6 +186,7 @@ def test_differences_are_taken_episode_by_episode() -> None:
         cleared={1: found.intact + hard - 0.1},
         swapped={1: found.intact + hard - 0.1},
         random=hard - 50,
+        alike=found.intact + hard - 0.1,
     )
     assert paired.verdict == "used"
     assert paired.cost(paired.cleared[1]).low == pytest.approx(0.1, abs=1e-6)
@@ -220,6 +225,27 @@ def test_swapping_gives_everybody_another_running_episodes_state() -> None:
     before = states(actor)
     actor.step(blank, None, going)  # step 3: left alone again
     assert torch.allclose(states(actor), before, atol=1e-3)
+
+
+def test_alike_gives_the_state_of_the_nearest_other_and_a_random_one_of_several() -> None:
+    network, params = by_hand()
+    taken = set()
+    for seed in range(12):
+        actor = DisturbedActor(network, params, 5, how="alike", every=1, memory=True, seed=seed)
+        cues = np.array([[-1, 1], [-0.6, 1], [-0.2, 1], [0.2, 1], [0.6, 1]], np.float32)
+        actor.step(cues, None, np.ones(5, bool))
+        own = states(actor)[0]
+        now = np.array([[0.5, 0], [0.0, 0], [0.6, 0], [0.1, 0], [0.0, 0]], np.float32)
+        actor.step(now, None, np.zeros(5, bool))
+        got = states(actor)[0]
+        source = (got.unsqueeze(1) - own).abs().argmin(1).tolist()
+        assert (got - own[source]).abs().max() < 1e-3
+        assert source[0] == 2
+        assert source[1] == 4
+        assert source[2] == 0
+        assert source[4] == 1
+        taken.add(source[3])  # 1 and 4 look the same to it
+    assert taken == {1, 4}
 
 
 def test_the_last_one_running_does_not_keep_its_own_state() -> None:
@@ -322,6 +348,7 @@ def test_the_command_writes_a_file_a_picture_and_a_sentence(tmp_path: Path, caps
     assert found["sentence"] == printed
     assert (found["members"], found["episodes"], found["seed"], found["score"]) == ([0, 1], 6, 5, "survival")
     assert [s["every"] for s in found["cleared"]] == [s["every"] for s in found["swapped"]] == [1, 2, 4, 8, 16]
+    assert [s["every"] for s in found["alike"]] == [1]
     assert found["influence"]["mean"][0] == pytest.approx(1.0)
     with Image.open(folder / "memory.png") as image:
         assert image.width > 800

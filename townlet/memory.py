@@ -4,6 +4,8 @@ Cleared: the recurrent state is zeroed every k steps, so the agent knows nothing
 Swapped: every k steps it goes on with the state of another environment's episode: the statistics that it was trained
 on, the wrong content. A cleared state may fail only because the network never met zeros in the middle of an episode; a
 swapped one does not have that excuse.
+Alike: at every step it goes on with the state of the episode whose present observation is the most alike. That state is
+wrong only about what the present observation does not show; in a world that shows everything it is as good as the own.
 Influence: the norm of the gradient of Q_t, of the greedy action, over the LSTM's input x_{t-k}, relative to k = 0.
 """
 
@@ -35,8 +37,9 @@ FAINT = 0.01
 class DisturbedActor(GreedyActor):
     """A greedy actor whose state is cleared, or swapped between the environments of a member, every ``every`` steps.
 
-    Swapping deals the states of the running first episodes round in a random ring, so that nobody keeps its own; the
-    last one running takes that of a later episode.
+    "swapped" deals the states of the running first episodes round in a random ring, so that nobody keeps its own; the
+    last one running takes that of a later episode. "alike" gives everybody the state of the environment, not its own,
+    whose present observation is nearest in the encoder's features; of several as near, a random one.
     """
 
     def __init__(
@@ -52,20 +55,34 @@ class DisturbedActor(GreedyActor):
         if self.steps > 0:
             self.running &= ~reset.reshape(self.running.shape)
             if self.steps % self.every == 0:
-                self._disturb()
+                self._disturb(obs)
         self.steps += 1
         return super().step(obs, legal, reset)
 
-    def _disturb(self) -> None:
+    def _disturb(self, obs: np.ndarray) -> None:
         if self.how == "cleared":
             self.h, self.c = torch.zeros_like(self.h), torch.zeros_like(self.c)
             return
+        source = self._ring() if self.how == "swapped" else self._nearest(obs)
+        index = torch.from_numpy(source).to(self.device).unsqueeze(-1).expand_as(self.h)
+        self.h, self.c = self.h.gather(1, index), self.c.gather(1, index)
+
+    def _ring(self) -> np.ndarray:
+        """Whose state each environment takes: int [P, N]."""
         source = np.tile(np.arange(self.num_envs), (self.members, 1))
         for own, running in zip(source, self.running, strict=True):
             ring = self.rng.permutation(np.flatnonzero(running) if running.sum() > 1 else self.num_envs)
             own[ring] = np.roll(ring, 1)
-        index = torch.from_numpy(source).to(self.device).unsqueeze(-1).expand_as(self.h)
-        self.h, self.c = self.h.gather(1, index), self.c.gather(1, index)
+        return source
+
+    def _nearest(self, obs: np.ndarray) -> np.ndarray:
+        """Whose state each environment takes: int [P, N]."""
+        rows = torch.from_numpy(np.ascontiguousarray(obs, dtype=np.float32)).view(self.members, self.num_envs, -1)
+        x = self.network.encode(self.params, rows.to(self.device)).double()
+        distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        distance += 1e-6 * (distance.mean() + 1e-6) * self.rng.random(distance.shape)  # ties
+        distance[:, np.arange(self.num_envs), np.arange(self.num_envs)] = np.inf
+        return distance.argmin(axis=2)
 
 
 class _WindowRecorder(GreedyActor):
@@ -157,6 +174,7 @@ class MemoryProbe:
     random: np.ndarray  # [1, N], uniform over the (legal) actions
     cleared: dict[int, np.ndarray]  # by k
     swapped: dict[int, np.ndarray]
+    alike: np.ndarray  # at every step
     influence: np.ndarray  # [P, W, K+1], NaN where the window's episode had not begun
 
     def over_members(self, values: np.ndarray) -> Interval:
@@ -184,8 +202,10 @@ class MemoryProbe:
         """One of
 
         off: trained and run without memory.
-        used: better than random, and worse both without its state and with another episode's.
-        guessing: its state matters, but it is no better than random.
+        used: better than random, and worse without its state, with another episode's, and with that of the episode
+            that looks most alike.
+        guessing: its state matters, but it is not clearly better than random.
+        redundant: its state matters, but tells it nothing that the present observation does not show.
         content-free: worse without a state, but another episode's does as well.
         harmful: better without its state.
         misleading: no worse without its state; another episode's is.
@@ -195,7 +215,9 @@ class MemoryProbe:
             return "off"
         clear, swap = self.cost(self.cleared[1]), self.cost(self.swapped[1])
         if clear.low > 0 and swap.low > 0:
-            return "used" if self.cost(self.random).low > 0 else "guessing"
+            if not self.cost(self.random).low > 0:
+                return "guessing"
+            return "used" if self.cost(self.alike).low > 0 else "redundant"
         if clear.low > 0:
             return "content-free"
         if clear.high < 0:
@@ -216,12 +238,17 @@ class MemoryProbe:
         if self.verdict == "off":
             return f"No use of memory: this agent was trained and acts without it; its {name} is {_number(intact)}."
         if self.verdict == "used":
-            return f"The agent uses its memory: {without}; {self._reach()}{other}{self._lag()}."
+            return f"The agent uses its memory: {without}; {self._reach()}{other}; {self._alike()}{self._lag()}."
         if self.verdict == "guessing":
             return (
                 f"No use of memory found: the agent is not clearly better than random ({name} {_number(intact)} "
                 f"against {_number(float(self.random.mean()))}), although its state makes a difference: {without}; "
                 f"{other}."
+            )
+        if self.verdict == "redundant":
+            return (
+                f"No use of memory found: {without}; {other}; but {self._alike()}: its state tells it nothing that the "
+                "present observation does not show."
             )
         if self.verdict == "content-free":
             return f"No use of memory found: the agent needs a state, but any will do: {without}; {other}."
@@ -235,6 +262,13 @@ class MemoryProbe:
             else f"; it is not clearly better than random ({_number(self.random.mean())})"
         )
         return f"No use of memory found: {without}; {other}{worth}."
+
+    def _alike(self) -> str:
+        cost = self.cost(self.alike)
+        return (
+            f"with that of the episode most alike at present it reaches {_number(float(self.alike.mean()))} (difference "
+            f"{_signed(-cost.mean)}, 95% interval {_signed(-cost.high)} to {_signed(-cost.low)})"
+        )
 
     def _reach(self) -> str:
         """The longest time between two clearings that still costs something."""
@@ -275,6 +309,7 @@ class MemoryProbe:
             "random": self._score(self.random),
             "cleared": [setting(k, v) for k, v in self.cleared.items()],
             "swapped": [setting(k, v) for k, v in self.swapped.items()],
+            "alike": [setting(1, self.alike)],
             "influence": {
                 "windows": [int((~np.isnan(self.influence[0, :, k])).sum()) for k in range(len(by_lag))],
                 **{name: [i.to_dict()[name] for i in by_lag] for name in ("mean", "low", "high")},
@@ -311,7 +346,7 @@ def probe(
     limits: dict[str, Any] = {"max_steps": config.eval_max_steps, "stream": "test"}
 
     def disturbed(how: str, every: int) -> np.ndarray:
-        say(f"state {how} every {every} steps")
+        say(f"state {how}, every {every} steps")
         actor = DisturbedActor(network, params, episodes, how=how, every=every, memory=config.memory, seed=seed)
         return evaluate_actor(actor, agent.worlds, seed, **limits).score
 
@@ -335,6 +370,7 @@ def probe(
         random=evaluate_policy(policy, agent.worlds, episodes, seed, **limits).score,
         cleared=cleared,
         swapped=swapped,
+        alike=disturbed("alike", 1),
         influence=_influence_in_play(agent, params, intact.lengths, seed, limits),
     )
 

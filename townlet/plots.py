@@ -135,6 +135,10 @@ def memory(probe: MemoryProbe, path: str | Path) -> None:
         half = np.nan_to_num([c.high - c.mean for c in costs])
         x = np.arange(never) + at
         scores.errorbar(x, [mean - c.mean for c in costs], half, color=colour, marker=marker, capsize=3, label=name)
+    cost = probe.cost(probe.alike)
+    half = np.nan_to_num(cost.high - cost.mean)
+    name, style = "state of the episode most alike", {"color": "#CC79A7", "marker": "D", "linestyle": "", "capsize": 3}
+    scores.errorbar([0.18], [mean - cost.mean], half, label=name, **style)
     scores.set_xticks([*range(never), never], [*map(str, probe.cleared), "never"])
     scores.plot(never, mean, "o", color="#0072B2")
     scores.set_xlabel("every k steps")
