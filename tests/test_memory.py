@@ -74,7 +74,7 @@ STARTED = {
         ({}, {"memory": False}, "off", "No use of memory: this agent was trained and acts without it"),
         (PRESENT, {"shown": True}, "none", "No use of memory found: return goes from 1 to 1 with"),
         # keeps the first cue in a world that goes on showing it
-        ({}, {"shown": True}, "redundant", "with that of the episode most alike at present it reaches 1 (difference +0"),
+        ({}, {"shown": True}, "redundant", "with that of the episode most alike at present it reaches 1 ("),
         (STARTED, {"shown": True}, "content-free", "the agent needs a state, but any will do"),
         # takes the opposite of what it remembers, where the present cue alone is right
         ({**PRESENT, "head.adv.weight": {(0, 0): 2, (0, 1): -1, (1, 0): -2, (1, 1): 1}}, {"shown": True}, "harmful",

@@ -266,8 +266,8 @@ class MemoryProbe:
     def _alike(self) -> str:
         cost = self.cost(self.alike)
         return (
-            f"with that of the episode most alike at present it reaches {_number(float(self.alike.mean()))} (difference "
-            f"{_signed(-cost.mean)}, 95% interval {_signed(-cost.high)} to {_signed(-cost.low)})"
+            f"with that of the episode most alike at present it reaches {_number(float(self.alike.mean()))} "
+            f"(difference {_signed(-cost.mean)}, 95% interval {_signed(-cost.high)} to {_signed(-cost.low)})"
         )
 
     def _reach(self) -> str:
