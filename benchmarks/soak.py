@@ -1,6 +1,6 @@
 """Does anything grow with time? Trains in the Town for a million steps and looks at its own process all the while.
 
-    nice python benchmarks/soak.py --steps 1200000 --out runs/soak
+    nice python benchmarks/soak.py --steps 1200000 --out runs/soak [--no-page]
 
 Checkpoints, evaluations and records come hundreds of times more often than by default, so that what they leave behind
 adds up. Prints resident memory, Python objects, open files, threads and the run folder's size over time, and the slope
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from townlet.config import Config
+from townlet.html.report import LiveReport
 from townlet.trainer import Trainer
 
 STRETCHES = 8
@@ -67,8 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_200_000, help="environment steps per member")
     parser.add_argument("--every", type=int, default=20_000, help="steps between two looks")
+    parser.add_argument(
+        "--no-page", action="store_true", help="no report.html, whose making takes what metrics.csv has"
+    )
     parser.add_argument("--out", required=True, help="run folder to make")
     arguments = parser.parse_args()
+    if arguments.no_page:
+        LiveReport.update = lambda page: None  # type: ignore[method-assign]
     trainer = Trainer(settings(arguments.steps, arguments.out))
     assert trainer.folder is not None
     samples: list[dict[str, float]] = []

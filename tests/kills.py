@@ -85,6 +85,10 @@ def half_written(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in folder.rglob(".*.tmp")}
 
 
+def newest(checkpoints: Path) -> str:
+    return max((p.name for p in checkpoints.glob("*.ckpt")), default="")
+
+
 def kill_at_random(folder: Path, world: str, kills: int, seed: int) -> list[dict[str, Any]]:
     """Kills while it loads, one to three checkpoints later, and while a checkpoint is being written."""
     rng = random.Random(seed)
@@ -121,7 +125,7 @@ def kill_at_random(folder: Path, world: str, kills: int, seed: int) -> list[dict
         os.close(reader)
         if ended(child) == signal.SIGKILL:
             torn = {name for name, when in half_written(folder / run).items() if before.get(name) != when}
-            deaths.append({"run": run, "where": where, "half_written": sorted(torn)})
+            deaths.append({"run": run, "where": where, "half_written": sorted(torn), "saved": newest(checkpoints)})
         elif len(deaths) < kills:
             run = "0" if run == "straight" else str(int(run) + 1)
         else:

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from worlds import clock
 
 from townlet import checkpoint
 from townlet.checkpoint import CheckpointError
+from townlet.records import Records
+from townlet.trainer import Trainer
 
 TREE = {
     "tensor": torch.arange(6.0).view(2, 3),
@@ -194,6 +197,35 @@ def test_the_last_n_are_kept_and_leftovers_ignored(tmp_path):
     (tmp_path / ".step_000000000999.ckpt.1.tmp").write_bytes(b"half")
     (tmp_path / "step_9.ckpt").write_bytes(b"not ours")
     assert checkpoint.read_file(checkpoint.latest(tmp_path)) == {"step": 100}
+    checkpoint.save(tmp_path, 101, {"step": 101})
+    assert not list(tmp_path.glob(".*")), "what a killed process left goes with the next checkpoint"
+
+
+def test_a_checkpoint_has_its_name_once_it_and_the_records_are_on_the_disk(tmp_path, monkeypatch):
+    """The order that a loss of power needs: records, checkpoint, its name, the folder; only then older ones go."""
+    done, real = [], {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
+
+    def note(name, shown):
+        def spy(*args, **options):
+            done.append((name, Path(shown(args[0])).name))
+            return real[name](*args, **options)
+
+        return spy
+
+    run = Trainer(clock(total_steps=40, run_dir=str(tmp_path / "run")))
+    run.train()
+    records = Records(run.folder, step=run.env_steps)
+    monkeypatch.setattr(os, "fsync", note("fsync", lambda fd: os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "replace", note("replace", str))
+    monkeypatch.setattr(os, "unlink", note("unlink", str))
+    run.env_steps, run.config = 44, clock(**{**run.config.to_dict(), "keep_checkpoints": 1})
+    run.save(records)
+    monkeypatch.undo()
+    records.close()
+    temporary = ".step_000000000044.ckpt.tmp"
+    expected = ["metrics.csv", records._events.path.name, temporary, temporary, "checkpoints", "step_000000000040.ckpt"]
+    assert [name for _, name in done[:6]] == expected
+    assert [call for call, _ in done[:6]] == ["fsync", "fsync", "fsync", "replace", "fsync", "unlink"]
 
 
 def test_an_empty_folder_has_no_latest(tmp_path):

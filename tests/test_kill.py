@@ -102,6 +102,8 @@ def test_thirty_kills_leave_the_run_as_if_it_had_never_been_killed(killed: dict[
     assert len(died) == 30
     torn = [d for d in died if any(name.startswith(".step_") for name in d["half_written"])]
     assert torn, "no kill fell into the writing of a checkpoint"
+    saved = [(int(d["run"]), d["saved"]) for d in died]
+    assert saved == sorted(saved), "a death cost a checkpoint"
     print(f"seed {SEED}: {len(torn)} of 30 kills fell into the writing of a checkpoint")
     straight = folder / "straight"
     steps = [(r["step"], r["member"]) for r in rows(straight)]

@@ -307,9 +307,11 @@ def test_two_processes_do_not_write_one_run(tmp_path):
         worker = os.fork()
         if worker == 0:
             signal.pause()
-    Trainer.resume(folder, {"total_steps": 100}).train()  # a worker that outlives a killed trainer keeps no claim
-    os.kill(worker, signal.SIGKILL)
-    os.waitpid(worker, 0)
+    try:
+        Trainer.resume(folder, {"total_steps": 100}).train()  # a worker that outlives a killed trainer keeps no claim
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
