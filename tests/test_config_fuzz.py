@@ -134,6 +134,8 @@ merges = "a: &a {x: 1}\n" + "".join(
         ("seed: 2024-02-30", "a value that there is not"),
         ("a: 1", "'a' is not a setting"),
         ("seed: " + "9" * 30, r"seed=9+: expected an integer"),
+        ("seed: " + "x" * 5000, "seed='x+[.]{3}x+': expected an integer"),
+        ("seed: [" + "[1, 2, 3, 4, 5, 6, 7, 8, 9], " * 900 + "]", "seed=.*: expected an integer"),
         ("members: 1000000000\nlr: 'uniform:1:2'", "members=1000000000: expected at least 1 and at most 100,000"),
         ("env_args: {when: 2024-01-01}", r"env_args=.*: expected key=value pairs of numbers, strings, lists"),
         ("env_args: {1: 2}", "env_args=.*: expected key=value pairs"),
