@@ -66,6 +66,8 @@ def run(folder: Path, config: Config) -> dict[str, Any]:
         trainer.train(progress)
     finally:
         progress.close()
+    if trainer.stopped_by is not None:
+        raise SystemExit(f"saved at step {trainer.env_steps:,}; call again to go on")
     agent, done = Agent.of(trainer), trainer.config
     ways = {"carried": True, "zeroed at each step": False}
     final = {k: success(agent.evaluate(done.final_eval_episodes, done.seed, memory=m)) for k, m in ways.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from worlds import tiny
@@ -76,6 +79,15 @@ def test_the_benchmark_goes_on_where_it_was_stopped(tmp_path):
         with pytest.raises(Stopped):
             benchmark.run(tmp_path / "run", config)
     assert [row["step"] for row in benchmark.curve(tmp_path / "run")] == [40, 80]
+
+    def interrupt(trainer, act=benchmark.Recorded.act_step):
+        os.kill(os.getpid(), signal.SIGINT)
+        act(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark.Recorded, "act_step", interrupt)
+        with pytest.raises(SystemExit, match="saved at step 84; call again to go on"):
+            benchmark.run(tmp_path / "run", config)
     found = benchmark.run(tmp_path / "run", config)
     assert [row["step"] for row in found["curve"]] == [40, 80, 120, 160]
     assert all(len(row["success"]) == 2 for row in found["curve"])
