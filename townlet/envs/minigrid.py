@@ -27,7 +27,7 @@ class SymbolicObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         from minigrid.core.mission import MissionSpace
 
         given = env.observation_space
-        mission = given.get("mission") if isinstance(given, Dict) else None
+        mission: Any = given.get("mission") if isinstance(given, Dict) else None
         if not isinstance(given, Dict) or type(mission) is not MissionSpace:
             name = env.spec.id if env.spec else type(env.unwrapped).__name__
             raise ValueError(
