@@ -37,6 +37,8 @@ def run(config: Config) -> tuple[list[float], list[float], int]:
     """Mean return of each member over the final episodes, the learning rates at the end, copies made."""
     trainer = Trainer(config, record=False)
     trainer.train()
+    if trainer.stopped_by is not None:
+        raise SystemExit(128 + trainer.stopped_by)
     returns = Agent.of(trainer).evaluate(50, config.seed).returns.mean(axis=1)
     return returns.tolist(), trainer.schedules.hyper["lr"].tolist(), len(trainer.pbt.lineage)
 

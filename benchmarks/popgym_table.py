@@ -161,10 +161,11 @@ def verdict(row: dict[str, Any]) -> str:
             other, width = mean_interval(np.array(row[name]["final"]))
             if other - np.nan_to_num(width) > mean + np.nan_to_num(half):
                 better.append(name)
+    so_far = "" if all(n in row for n in COLUMNS) else " so far"
     if better:
-        return f"behind {', '.join(better)}"
+        return f"behind {', '.join(better)}{so_far}"
     best = all(mean >= np.mean(row[n]["final"]) for n in COLUMNS[1:] if n in row)
-    return "best" if best else "level"
+    return ("best" if best else "level") + so_far
 
 
 def markdown(table: dict[str, dict[str, Any]]) -> str:
