@@ -1,4 +1,4 @@
-"""townlet serve: run folders, what is answered and refused, the episode; test_serve_page.py has the page in a browser."""
+"""townlet serve: run folders, what is answered and refused, the episode; test_serve_page.py tests the page itself."""
 
 from __future__ import annotations
 
