@@ -262,6 +262,8 @@ BAD_ARGUMENTS = [
     ("temporal", {"temporal": 1}),
     ("partial", {"partial": None}),
     ("random_start", {"random_start": "no"}),
+    ("random_start", {"random_start": 1.5}),
+    ("random_start", {"random_start": float("nan")}),
     ("random_start_hour", {"random_start_hour": 7}),
     ("window", {"window": "wide"}),
     ("radius", {"radius": 0}),

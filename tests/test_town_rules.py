@@ -23,6 +23,7 @@ COMBINATIONS = [
     {"partial": False, "reward": "wellbeing", "max_steps": 37},
     {"level": "hamlet", "size": 2, "partial": False, "depletion": 0.7},
     {"size": 4, "radius": 4, "random_start": True, "depletion": 0.3},
+    {"level": "hamlet", "depletion": 2.0, "random_start": 0.4, "start_money": 0.02},
     {"temporal": False, "start_money": 0.8},
     {"temporal": False, "level": "hamlet", "depletion": 3.0, "start_money": 0.0},
     {"size": 13, "window": "kind", "depletion": 0.0, "max_steps": 60},
@@ -345,6 +346,22 @@ def test_random_start_ranges() -> None:
     others = np.delete(state["meters"], [METER["energy"], METER["satiation"]], axis=0)
     assert (others == 1.0).all()
     assert set(state["hour"].tolist()) == set(range(24))
+
+
+def test_random_start_in_a_share_of_the_episodes() -> None:
+    """By chance, but the same chance with every share: who starts at random with 0.3 does so with 0.6 too."""
+
+    def drawn(share: float) -> np.ndarray:
+        envs = TownVectorEnv(4000, random_start=share)
+        envs.reset(seed=0)
+        return envs.get_state()["meters"][METER["energy"]] < 1.0
+
+    few, many = drawn(0.3), drawn(0.6)
+    assert few.mean() == pytest.approx(0.3, abs=0.03)
+    assert many.mean() == pytest.approx(0.6, abs=0.03)
+    assert not (few & ~many).any()
+    assert drawn(1.0).all()
+    assert not drawn(0.0).any()
 
 
 def test_fixed_layout_puts_buildings_on_their_cells() -> None:

@@ -151,7 +151,7 @@ class OracleTown:
         self.hour = int(self._draw(0) * 24) if self.random_start_hour else 0
         self.m = dict.fromkeys(ORDER, 1.0)
         self.cents = round(self.start_money * 10000)
-        if self.random_start:
+        if self._draw(5 + 14) < self.random_start:
             self.m["energy"] = 0.3 + 0.7 * self._draw(1)
             self.m["satiation"] = 0.2 + 0.8 * self._draw(2)
             self.cents = math.floor((0.05 + 0.45 * self._draw(3)) * 10000 + 0.5)

@@ -30,7 +30,7 @@ class Town:
         kinds: bool,
         radius: int,
         wellbeing: bool,
-        random_start: bool,
+        random_start: float,
     ) -> None: ...
     @property
     def num_envs(self) -> int: ...

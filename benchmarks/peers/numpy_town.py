@@ -95,9 +95,11 @@ class NumpyTown:
         self.meters[:, e] = 1.0
         self.cents[e] = self.start_cents
         if self.args.random_start:
-            self.meters[ENERGY, e] = 0.3 + 0.7 * self.random.random(n)
-            self.meters[SATIATION, e] = 0.2 + 0.8 * self.random.random(n)
-            self.cents[e] = np.floor((0.05 + 0.45 * self.random.random(n)) * FULL_MONEY + 0.5)
+            drawn = e[self.random.random(n) < self.args.random_start]
+            n_drawn = len(drawn)
+            self.meters[ENERGY, drawn] = 0.3 + 0.7 * self.random.random(n_drawn)
+            self.meters[SATIATION, drawn] = 0.2 + 0.8 * self.random.random(n_drawn)
+            self.cents[drawn] = np.floor((0.05 + 0.45 * self.random.random(n_drawn)) * FULL_MONEY + 0.5)
         self.hour[e] = self.random.integers(0, 24, n) if self.args.random_start_hour else 0
         self.progress[e] = self.survival[e] = 0
         self.done[e] = False

@@ -200,7 +200,7 @@ void bind_town(py::module_& m) {
   py::class_<Town>(m, "Town", "Many independent towns stepped together; see townlet.envs for the Gymnasium face.")
       .def(py::init([](int num_envs, bool hamlet, int size, bool random_layout, bool random_hour, int max_steps,
                        int start_cents, std::vector<double> depletion, bool temporal, bool partial, bool kinds,
-                       int radius, bool wellbeing, bool random_start) {
+                       int radius, bool wellbeing, double random_start) {
              const TownConfig c{.hamlet = hamlet,
                                 .size = size,
                                 .random_layout = random_layout,

@@ -15,7 +15,15 @@ using namespace rules;
 namespace {
 
 constexpr std::uint32_t kStream = 0;  // of philox.h
-enum Slot : std::uint32_t { kSlotHour, kSlotEnergy, kSlotSatiation, kSlotMoney, kSlotStart, kSlotCells };
+enum Slot : std::uint32_t {
+  kSlotHour,
+  kSlotEnergy,
+  kSlotSatiation,
+  kSlotMoney,
+  kSlotStart,
+  kSlotCells,
+  kSlotRandomStart = kSlotCells + kBuildings
+};
 
 double draw(std::uint64_t key, std::uint64_t episode, std::uint32_t slot) {
   return philox_uniform_pair(key, kStream, episode, slot / 2)[slot % 2];
@@ -116,7 +124,7 @@ void Town::reset(int e) {
     state.meters[m * static_cast<std::size_t>(num_envs_) + e] = 1.0;
   }
   state.cents[e] = config_.start_cents;
-  if (config_.random_start) {
+  if (draw(key, episode, kSlotRandomStart) < config_.random_start) {
     const auto n = static_cast<std::size_t>(num_envs_);
     state.meters[kEnergy * n + e] = .3 + .7 * draw(key, episode, kSlotEnergy);
     state.meters[kSatiation * n + e] = .2 + .8 * draw(key, episode, kSlotSatiation);

@@ -3,8 +3,8 @@
 // State is a structure of arrays (one array per quantity, one element per environment), allocated once.  Randomness is
 // drawn at the start of an episode only, as a function of (the environment's seed, its episode number, a slot): what an
 // environment does never depends on its neighbours.  Slots: 0 hour, 1 energy, 2 satiation, 3 money, 4 start cell,
-// 5 + i the cell of the level's i-th building; a slot is reserved whether or not the arguments use it, so the same seed
-// gives the same map with and without random_start.
+// 5 + i the cell of the level's i-th building, 5 + 14 whether the start is random; a slot is reserved whether or not
+// the arguments use it, so the same seed gives the same map with and without random_start.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ struct TownConfig {
   bool kinds = false;  // window="kind"
   int radius = 2;
   bool wellbeing = false;
-  bool random_start = false;
+  double random_start = 0.0;  // share of the episodes whose meters are drawn
 };
 
 // Where one step writes, each array [num_envs, ...], row-major.

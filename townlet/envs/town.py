@@ -88,7 +88,7 @@ class TownArgs:
     window: "presence" (is there a building) or "kind" (which one); None: "presence" in the town, "kind" in the hamlet.
     radius: of the window, in cells; None: 2 in the town, 1 in the hamlet.
     reward: per tick survived, "survival" gives 1, "wellbeing" the mean of energy, satiation and health.
-    random_start: energy, satiation and money are drawn at reset.
+    random_start: energy, satiation and money are drawn at reset; a share of the episodes in [0, 1], or True for all.
     """
 
     level: str = "town"
@@ -103,7 +103,7 @@ class TownArgs:
     window: str | None = None
     radius: int | None = None
     reward: str = "survival"
-    random_start: bool = False
+    random_start: bool | float = False
 
     def __post_init__(self) -> None:
         _choice("level", self.level, ("town", "hamlet"))
@@ -121,8 +121,11 @@ class TownArgs:
         money = self.start_money
         if isinstance(money, bool) or not isinstance(money, (int, float, np.number)) or not 0.0 <= money <= 1.0:
             raise ValueError(f"start_money: expected a number in 0..1 (1 = $100), got {money!r}")
-        for name in ("random_start_hour", "temporal", "partial", "random_start"):
+        for name in ("random_start_hour", "temporal", "partial"):
             _flag(name, getattr(self, name))
+        share = self.random_start
+        if not isinstance(share, (bool, np.bool_, int, float, np.number)) or not 0.0 <= share <= 1.0:
+            raise ValueError(f"random_start: expected True, False or a share of the episodes in 0..1, got {share!r}")
         _choice("reward", self.reward, ("survival", "wellbeing"))
         if self.window is not None:
             _choice("window", self.window, ("presence", "kind"))
@@ -170,7 +173,7 @@ class TownArgs:
             kinds=self.window_used == "kind",
             radius=self.radius_used,
             wellbeing=self.reward == "wellbeing",
-            random_start=bool(self.random_start),
+            random_start=float(self.random_start),
         )
 
     def observation_space(self) -> gymnasium.spaces.Box:
