@@ -451,13 +451,16 @@ def test_a_stage_cuts_the_running_episodes_as_truncated():
     assert len(rows) == 12
 
 
-def test_the_learning_rate_falls_linearly_and_stays():
-    run = Trainer(tiny(lr=(1e-3, 2e-3), lr_end=0.1, lr_decay_steps=100))
+@pytest.mark.parametrize(
+    ("shape", "factor"), [("linear", lambda done: 1 - 0.9 * done), ("exponential", lambda done: 0.1**done)]
+)
+def test_the_learning_rate_falls_and_stays(shape, factor):
+    run = Trainer(tiny(lr=(1e-3, 2e-3), lr_decay=shape, lr_end=0.1, lr_decay_steps=100))
     rates = {}
     update = run.learner.update
     run.learner.update = lambda: (rates.setdefault(run.env_steps, run.population.lr.clone()), update())[1]
     run.train()
     for step, rate in rates.items():
-        expected = torch.tensor([1e-3, 2e-3]) * (1 - 0.9 * min(1.0, step / 100))
+        expected = torch.tensor([1e-3, 2e-3]) * factor(min(1.0, step / 100))
         torch.testing.assert_close(rate, expected)
     assert min(rates) < 100 < max(rates)

@@ -154,7 +154,8 @@ class Config:
         "Adam learning rate; one value, or per member: values separated by commas, log:A:B or lin:A:B (spaced from A "
         "to B), loguniform:A:B or uniform:A:B (drawn from the seed)",
     )
-    lr_end: float = _setting(0.1, "factor of the learning rate reached linearly after lr_decay_steps")
+    lr_decay: str = _setting("linear", "how the learning rate falls: linear or exponential")
+    lr_end: float = _setting(0.1, "factor of the learning rate reached after lr_decay_steps")
     lr_decay_steps: int = _setting(
         14_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )

@@ -55,10 +55,11 @@ class Schedules:
         return self._epsilon[1]
 
     def set_lr(self, population: VectorizedPopulation, env_steps: int) -> None:
-        """The learning rates of this step: linear in the step count, then constant."""
+        """The learning rates of this step: falling linearly, or by the same factor at every step, then constant."""
         c = self.config
         done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
-        lr = torch.from_numpy(self.hyper["lr"]).float() * (1.0 - (1.0 - c.lr_end) * done)
+        factor = c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
+        lr = torch.from_numpy(self.hyper["lr"]).float() * factor
         population.lr.copy_(devices.upload(lr, population.device))
 
     def apply(self, population: VectorizedPopulation, env_steps: int) -> None:

@@ -240,6 +240,8 @@ def validate(c: Config) -> None:
         fits = c.network != "spatial" or not getattr(c, name)
         require(fits, name, "false with network=spatial, which reads the Town's own observation; mlp takes it")
     require(c.loss in ("huber", "mse"), "loss", "huber or mse")
+    require(c.lr_decay in ("linear", "exponential"), "lr_decay", "linear or exponential")
+    require(c.lr_decay == "linear" or c.lr_end > 0, "lr_end", "above 0 with lr_decay=exponential")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
     require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
     require(0 <= c.ema_decay < 1, "ema_decay", "at least 0 and below 1")
