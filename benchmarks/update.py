@@ -61,7 +61,7 @@ class Case:
             height, width = network.height, network.width
             taps = (3 * height - 2) * (3 * width - 2)  # of a 3x3 window that lie on the map, over all pixels
             layers = [network.planes * 16 * taps, 16 * 32 * taps, 32 * height * width * 128]
-            layers.append(32 * (network.POSITION + network.METERS + network.AFFORDANCE))
+            layers.append(32 * (network.position + network.METERS + network.AFFORDANCE))
             inner = layers[1] + layers[2]  # whose inputs are activations
         else:
             layers, inner = [network.obs_size * D], 0

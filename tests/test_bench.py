@@ -258,7 +258,7 @@ def test_a_suite_runs_resumes_and_is_refused_by_the_readme(tmp_path):
 def test_numpy_town_is_the_town(monkeypatch):
     from peers import numpy_town
 
-    hamlet = {"level": "hamlet", "depletion": 1.5, "size": 5, "reward": "wellbeing", "random_start": True}
+    hamlet = {"level": "hamlet", "depletion": 1.5, "size": 5, "reward": "wellbeing", "random_start": 0.5, "knots": 8}
     assert numpy_town.check(16, 200, **hamlet) > 20
     assert numpy_town.check(16, 200, depletion=3.0, radius=1, window="kind") > 20
     monkeypatch.setattr(numpy_town.NumpyTown, "_interact", lambda self, e: None)

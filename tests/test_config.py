@@ -115,7 +115,9 @@ def test_the_towns_hour_trains_in_worlds_that_exist_and_is_measured_in_the_towns
     trained = [TownArgs(**args) for _, args in config.stages]
     assert [a.size for a in trained] == sorted(a.size for a in trained)
     measured = TownArgs(**config.evaluation_args)
-    assert measured == TownArgs(level=level, depletion=depletion)  # full meters, $20, 8x8, counted in ticks survived
+    assert measured == TownArgs(
+        level=level, depletion=depletion, knots=8
+    )  # full meters, $20, 8x8, counted in ticks survived
     assert measured not in trained  # the control: training has other starts and another reward
     assert trained[-1].size == measured.size
 

@@ -64,6 +64,22 @@ def test_observation_sizes_and_layout() -> None:
         assert envs.observation_space.contains(obs)
 
 
+def test_knots_hold_the_position() -> None:
+    """One-hot where the grid has as many cells as there are knots; between two of them elsewhere."""
+    for size, knots in ((8, 8), (5, 8), (9, 3)):
+        envs = TownVectorEnv(200, size=size, knots=knots, level="hamlet")
+        obs, _info = envs.reset(seed=1)
+        lay, state = envs.args.observation, envs.get_state()
+        weights = obs[:, lay.knots].reshape(200, 2, knots)
+        assert np.allclose(weights.sum(2), 1.0)
+        assert ((weights > 0).sum(2) <= 2).all()
+        places = weights @ np.linspace(0, size - 1, knots)
+        assert np.allclose(places, np.stack([state["x"], state["y"]], 1), atol=1e-5)
+        assert (weights.max(2) == 1).all() == (size == knots)
+        plain = TownVectorEnv(200, size=size, level="hamlet").reset(seed=1)[0]
+        assert np.array_equal(np.delete(obs, np.arange(lay.knots.start, lay.knots.stop), axis=1), plain)
+
+
 def test_map_planes_by_hand() -> None:
     """Agent at (0, 0) of the fixed town: Bed at (1, 1), LuxuryBed (2, 1), Shower (2, 2), nothing else within 2."""
     envs = TownVectorEnv(1, layout="fixed")
@@ -262,6 +278,9 @@ BAD_ARGUMENTS = [
     ("temporal", {"temporal": 1}),
     ("partial", {"partial": None}),
     ("random_start", {"random_start": "no"}),
+    ("knots", {"knots": 1}),
+    ("knots", {"knots": -8}),
+    ("knots", {"knots": 8.0}),
     ("random_start", {"random_start": 1.5}),
     ("random_start", {"random_start": float("nan")}),
     ("random_start_hour", {"random_start_hour": 7}),

@@ -118,6 +118,7 @@ class OracleTown:
         partial=True,
         window=None,
         radius=None,
+        knots=0,
         reward="survival",
         random_start=False,
     ):
@@ -128,7 +129,7 @@ class OracleTown:
         self.start_money, self.depletion, self.temporal, self.partial = start_money, depletion, temporal, partial
         self.window = window or ("kind" if self.hamlet else "presence")
         self.radius = radius or (1 if self.hamlet else 2)
-        self.reward, self.random_start = reward, random_start
+        self.knots, self.reward, self.random_start = knots, reward, random_start
         self.over = True
 
     def _draw(self, slot: int) -> float:
@@ -237,6 +238,14 @@ class OracleTown:
                 obs += [float(self.at.get(cell) == name) for name in NAMES for cell in cells]
             obs += [float(not (0 <= x < self.size and 0 <= y < self.size)) for x, y in cells]
         obs += [self.x / (self.size - 1), self.y / (self.size - 1)]
+        for at in (self.x, self.y):
+            weights = [0.0] * self.knots
+            if self.knots:
+                below, rest = divmod(at * (self.knots - 1) / (self.size - 1), 1.0)
+                weights[int(below)] = 1.0 - rest
+                if rest:
+                    weights[int(below) + 1] = rest
+            obs += weights
         obs += [self.cents / 10000 if name == "money" else self.m[name] for name in ORDER]
         here = self.at.get((self.x, self.y))
         obs += [float(here == name) for name in [*NAMES, None]]

@@ -29,6 +29,7 @@ class Town:
         partial: bool,
         kinds: bool,
         radius: int,
+        knots: int,
         wellbeing: bool,
         random_start: float,
     ) -> None: ...

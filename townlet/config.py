@@ -24,7 +24,9 @@ from .spreads import Spread
 from .validation import converted, kind_of, parse_stage, scalar, validate
 
 # What a world is when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
-WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2}}
+WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
+    TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2, "knots": 8}
+}
 # What training changes in it, unless the key is in `env_args`.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
 # Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes

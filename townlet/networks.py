@@ -328,12 +328,13 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
 
     Args:
         planes, height, width: the window's maps; `from_town` reads them off an environment.
+        knots: of the position, along each axis (`TownArgs.knots`).
         n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
 
     Errors: ValueError naming the argument for a size below 1.
     """
 
-    POSITION, METERS, AFFORDANCE = 2, 8, 18
+    METERS, AFFORDANCE = 8, 18
 
     def __init__(
         self,
@@ -341,14 +342,15 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         height: int,
         width: int,
         *,
+        knots: int = 0,
         n_actions: int = 6,
         hidden_size: int = 256,
         head_size: int | None = 128,
         dueling: bool = True,
     ):
         _positive(planes=planes, height=height, width=width)
-        self.planes, self.height, self.width = planes, height, width
-        obs_size = planes * height * width + self.POSITION + self.METERS + self.AFFORDANCE
+        self.planes, self.height, self.width, self.position = planes, height, width, 2 + 2 * knots
+        obs_size = planes * height * width + self.position + self.METERS + self.AFFORDANCE
         super().__init__(obs_size, n_actions, 128 + 32 + 32 + 32, hidden_size, head_size, dueling)
 
     @classmethod
@@ -360,14 +362,14 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         args = getattr(town, "args", town)
         if not hasattr(args, "observation"):
             raise ValueError(f"town is {town!r}; expected a TownArgs or a Town environment")
-        return cls(*args.observation.map_shape, **sizes)
+        return cls(*args.observation.map_shape, knots=args.knots, **sizes)
 
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             "conv.0": (16, self.planes, 3, 3),
             "conv.1": (32, 16, 3, 3),
             "window": (128, 32 * self.height * self.width),
-            "position": (32, self.POSITION),
+            "position": (32, self.position),
             "meters": (32, self.METERS),
             "affordance": (32, self.AFFORDANCE),
         }

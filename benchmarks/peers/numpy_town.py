@@ -175,6 +175,10 @@ class NumpyTown:
         obs[:, (planes - 1) * cells : planes * cells] = codes == OFF_GRID
         obs[:, layout.position.start] = self.x / (self.size - 1)
         obs[:, layout.position.start + 1] = self.y / (self.size - 1)
+        knots = self.args.knots
+        for i, axis in enumerate((self.x, self.y)):
+            start, place = layout.knots.start + i * knots, axis * (knots - 1) / (self.size - 1)
+            obs[:, start : start + knots] = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(knots)))
         money = METERS.index("money")
         obs[:, layout.meters.start : layout.meters.start + money] = self.meters[:money].T
         obs[:, layout.meters.start + money] = self.cents / FULL_MONEY

@@ -200,7 +200,7 @@ void bind_town(py::module_& m) {
   py::class_<Town>(m, "Town", "Many independent towns stepped together; see townlet.envs for the Gymnasium face.")
       .def(py::init([](int num_envs, bool hamlet, int size, bool random_layout, bool random_hour, int max_steps,
                        int start_cents, std::vector<double> depletion, bool temporal, bool partial, bool kinds,
-                       int radius, bool wellbeing, double random_start) {
+                       int radius, int knots, bool wellbeing, double random_start) {
              const TownConfig c{.hamlet = hamlet,
                                 .size = size,
                                 .random_layout = random_layout,
@@ -211,11 +211,12 @@ void bind_town(py::module_& m) {
                                 .partial = partial,
                                 .kinds = kinds,
                                 .radius = radius,
+                                .knots = knots,
                                 .wellbeing = wellbeing,
                                 .random_start = random_start};
              const int needed = (hamlet ? 3 : rules::kBuildings) + 1;
              if (num_envs < 1 || size < 2 || size > 4096 || size * size < needed || radius < 0 || radius > 4096 ||
-                 (!random_layout && size < rules::kFixedLayoutSize) ||
+                 knots < 0 || knots > 4096 || (!random_layout && size < rules::kFixedLayoutSize) ||
                  depletion.size() != static_cast<std::size_t>(num_envs)) {
                throw std::invalid_argument("Town: sizes out of range");
              }
@@ -223,8 +224,8 @@ void bind_town(py::module_& m) {
            }),
            py::kw_only(), py::arg("num_envs"), py::arg("hamlet"), py::arg("size"), py::arg("random_layout"),
            py::arg("random_hour"), py::arg("max_steps"), py::arg("start_cents"), py::arg("depletion"),
-           py::arg("temporal"), py::arg("partial"), py::arg("kinds"), py::arg("radius"), py::arg("wellbeing"),
-           py::arg("random_start"))
+           py::arg("temporal"), py::arg("partial"), py::arg("kinds"), py::arg("radius"), py::arg("knots"),
+           py::arg("wellbeing"), py::arg("random_start"))
       .def_property_readonly("num_envs", &Town::num_envs)
       .def_property_readonly("obs_size", &Town::obs_size)
       .def_property_readonly("kinds", &Town::kinds, "The level's buildings, as indices of town_buildings().")

@@ -59,7 +59,7 @@ Town::Town(int num_envs, const TownConfig& config, std::vector<double> depletion
   map_size_ = static_cast<std::size_t>(pitch_) * pitch_;
   const int window = config.partial ? (2 * config.radius + 1) * (2 * config.radius + 1) : config.size * config.size;
   const int planes = !config.partial ? kBuildings : (config.kinds ? kBuildings + 1 : 2);
-  obs_size_ = planes * window + 2 + (kMeters + 1) + (kBuildings + 1) + 3;
+  obs_size_ = planes * window + 2 + 2 * config.knots + (kMeters + 1) + (kBuildings + 1) + 3;
   for (int h = 0; h < kHours; ++h) {
     sin_[h] = static_cast<float>(std::sin(2.0 * std::numbers::pi * h / kHours));
     cos_[h] = static_cast<float>(std::cos(2.0 * std::numbers::pi * h / kHours));
@@ -287,6 +287,12 @@ void Town::observe(int e, float* obs, bool* legal) const {
   // What is felt.
   *obs++ = static_cast<float>(static_cast<double>(x) / (size - 1));
   *obs++ = static_cast<float>(static_cast<double>(y) / (size - 1));
+  for (const int at : {x, y}) {  // piecewise linear: the two knots beside a position share a 1
+    const double place = static_cast<double>(at) * (config_.knots - 1) / (size - 1);
+    for (int k = 0; k < config_.knots; ++k) {
+      *obs++ = static_cast<float>(std::max(0.0, 1.0 - std::abs(place - k)));
+    }
+  }
   for (int m = 0; m < kMeters; ++m) {
     if (m == kSatiation + 1) {
       *obs++ = static_cast<float>(static_cast<double>(state.cents[e]) / kFullMoney);

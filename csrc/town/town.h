@@ -26,6 +26,7 @@ struct TownConfig {
   bool partial = true;
   bool kinds = false;  // window="kind"
   int radius = 2;
+  int knots = 0;  // of the position, along each axis
   bool wellbeing = false;
   double random_start = 0.0;  // share of the episodes whose meters are drawn
 };

@@ -59,12 +59,13 @@ class ObservationLayout(NamedTuple):
 
     `map_shape` is (planes, rows, columns): `obs[..., map].reshape(*batch, *map_shape)` is the picture. Its planes are
     presence + off-grid, or the 14 kinds + off-grid, or (partial=False) the 14 kinds alone. The rest are slices too:
-    position (2), meters (8, in the order of `METERS`), underfoot (15), clock (2: sin, cos), progress (1).
+    position (2), knots (2K), meters (8, in the order of `METERS`), underfoot (15), clock (2: sin, cos), progress (1).
     """
 
     map_shape: tuple[int, int, int]
     map: slice
     position: slice
+    knots: slice
     meters: slice
     underfoot: slice
     clock: slice
@@ -87,6 +88,8 @@ class TownArgs:
     partial: the agent sees a window around it, else the whole map.
     window: "presence" (is there a building) or "kind" (which one); None: "presence" in the town, "kind" in the hamlet.
     radius: of the window, in cells; None: 2 in the town, 1 in the hamlet.
+    knots: K, observes the position also as weights of K places along each axis, between which it is interpolated: on a
+        grid of K cells that is one-hot. 0 for the two numbers alone; not 1.
     reward: per tick survived, "survival" gives 1, "wellbeing" the mean of energy, satiation and health.
     random_start: energy, satiation and money are drawn at reset; a share of the episodes in [0, 1], or True for all.
     """
@@ -102,6 +105,7 @@ class TownArgs:
     partial: bool = True
     window: str | None = None
     radius: int | None = None
+    knots: int = 0
     reward: str = "survival"
     random_start: bool | float = False
 
@@ -131,6 +135,9 @@ class TownArgs:
             _choice("window", self.window, ("presence", "kind"))
         if self.radius is not None:
             _integer("radius", self.radius, 1, 64)
+        _integer("knots", self.knots, 0, 256)
+        if self.knots == 1:
+            raise ValueError("knots: expected 0, or at least 2, got 1")
 
     @property
     def kinds(self) -> tuple[int, ...]:
@@ -152,10 +159,10 @@ class TownArgs:
         """How the flat observation is put together."""
         side = 2 * self.radius_used + 1 if self.partial else self.size
         planes = len(BUILDINGS) if not self.partial else 2 if self.window_used == "presence" else len(BUILDINGS) + 1
-        edges = np.cumsum([0, planes * side * side, 2, len(METERS), len(BUILDINGS) + 1, 2, 1]).tolist()
-        the_map, position, meters, underfoot, clock, progress = (slice(a, b) for a, b in pairwise(edges))
+        edges = np.cumsum([0, planes * side * side, 2, 2 * self.knots, len(METERS), len(BUILDINGS) + 1, 2, 1]).tolist()
+        the_map, position, knots, meters, underfoot, clock, progress = (slice(a, b) for a, b in pairwise(edges))
         shape = (planes, side, side)
-        return ObservationLayout(shape, the_map, position, meters, underfoot, clock, progress, size=edges[-1])
+        return ObservationLayout(shape, the_map, position, knots, meters, underfoot, clock, progress, size=edges[-1])
 
     def simulator(self, num_envs: int) -> _C.Town:
         """The C++ simulator with these arguments."""
@@ -172,6 +179,7 @@ class TownArgs:
             partial=bool(self.partial),
             kinds=self.window_used == "kind",
             radius=self.radius_used,
+            knots=int(self.knots),
             wellbeing=self.reward == "wellbeing",
             random_start=float(self.random_start),
         )
