@@ -3,6 +3,7 @@
     python benchmarks/popgym_table.py                      # all of it: hours, most of them the others'
     python benchmarks/popgym_table.py --methods ours zeroed-target --worlds RepeatPreviousEasy
     python benchmarks/popgym_table.py --table              # only print what there is and draw the curves
+    python benchmarks/popgym_table.py --out benchmarks/results/popgym   # go on with the published runs
 
 Every method gets the environment steps, windows, updates and LSTM size of popgym_table.yaml. Methods:
 
@@ -222,7 +223,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="environment steps per seed (default: the settings')")
     parser.add_argument("--out", type=Path, default=Path("runs/popgym_table"))
     parser.add_argument("--table", action="store_true", help="only print and draw what there is")
-    parser.add_argument("--json", type=Path, help="also write the table there")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: expected at least 1")
@@ -241,8 +241,6 @@ def main() -> None:
     table = collect(options.out, options.seeds)
     print(markdown(table))
     draw(table, options.out / "curves.png")
-    if options.json:
-        write(options.json, table)
 
 
 if __name__ == "__main__":

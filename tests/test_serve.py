@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -505,7 +506,8 @@ def test_a_port_in_use(trained, capsys):
 def test_it_is_bound_to_this_machine_and_ends_at_ctrl_c(trained):
     command = [sys.executable, "-m", "townlet", "serve", str(trained), "--port", "0"]
     pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores Ctrl-C
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=listens)
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())[1])
     sockets = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()]
     listening = [local for local, _, state in sockets if state == "0A" and local.endswith(f":{port:04X}")]
