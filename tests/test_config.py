@@ -76,6 +76,7 @@ def test_stages_of_the_curriculum():
         ({"capacity": 100}, r"capacity=100: expected at least num_envs \* \(seq_len \+ 1\) = \d+"),
         ({"learning_starts": 10}, r"learning_starts=10: expected at least num_envs"),
         ({"loss": "l1"}, r"loss='l1': expected huber or mse"),
+        ({"compute_dtype": "float16"}, r"compute_dtype='float16': expected float32 or bfloat16"),
         ({"lr_decay": "cosine"}, r"lr_decay='cosine': expected linear or exponential"),
         ({"lr_decay": "exponential", "lr_end": 0.0}, r"lr_end=0.0: expected above 0 with lr_decay=exponential"),
         ({"network": "cnn"}, r"network='cnn': expected auto, mlp, conv or spatial"),

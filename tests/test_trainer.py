@@ -274,6 +274,23 @@ def test_settings_reach_the_parts(network):
     assert run.updates == 15
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_bfloat16_reaches_the_update_alone(memory):
+    """The first update differs in bits and little else; acting and the stored weights stay float32."""
+    exact, rounded = (Trainer(tiny(memory=memory, compute_dtype=t)) for t in ("float32", "bfloat16"))
+    for run in (exact, rounded):
+        while run.updates_due() == 0:
+            run.act_step()
+    assert torch.equal(exact.obs, rounded.obs)
+    assert torch.equal(exact.population.state[0], rounded.population.state[0])
+    want, got = (run.learner.update()["loss"] for run in (exact, rounded))
+    assert not torch.equal(want, got)
+    torch.testing.assert_close(want, got, rtol=5e-3, atol=0.0)  # observed 6e-4
+    rounded.train()
+    assert rounded.population.online_flat.dtype == torch.float32
+    assert rounded.population.online_flat.isfinite().all()
+
+
 def test_memory_is_stated_before_it_is_taken():
     lines = []
     Trainer(clock(), say=lines.append)

@@ -83,6 +83,7 @@ def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
         loss=config.loss,  # type: ignore[arg-type]
         huber_delta=config.huber_delta,
         eta=config.eta,
+        compute_dtype=getattr(torch, config.compute_dtype),
     )
 
 

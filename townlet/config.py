@@ -151,6 +151,11 @@ class Config:
     rescale_eps: float = _setting(1e-3, "epsilon of the value rescaling h(x); 0 switches rescaling off")
     loss: str = _setting("huber", "huber or mse")
     huber_delta: float = _setting(1.0, "TD error at which huber turns linear")
+    compute_dtype: str = _setting(
+        "float32",
+        "operands of the update's LSTM and head: float32, or bfloat16 (summed in float32, weights kept in float32; "
+        "faster with AVX512-BF16)",
+    )
     lr: float | tuple[float, ...] = _setting(
         1e-3,
         "Adam learning rate; one value, or per member: values separated by commas, log:A:B or lin:A:B (spaced from A "

@@ -97,6 +97,7 @@ class Trainer:
             clip_norm=config.per_member("clip_norm"),
             ema_decay=config.ema_decay,
             memory=config.memory,
+            compute_dtype=getattr(torch, config.compute_dtype),
             device=device,
         )
         self.replay = SequentialReplayBuffer(

@@ -240,6 +240,7 @@ def validate(c: Config) -> None:
         fits = c.network != "spatial" or not getattr(c, name)
         require(fits, name, "false with network=spatial, which reads the Town's own observation; mlp takes it")
     require(c.loss in ("huber", "mse"), "loss", "huber or mse")
+    require(c.compute_dtype in ("float32", "bfloat16"), "compute_dtype", "float32 or bfloat16")
     require(c.lr_decay in ("linear", "exponential"), "lr_decay", "linear or exponential")
     require(c.lr_decay == "linear" or c.lr_end > 0, "lr_end", "above 0 with lr_decay=exponential")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
