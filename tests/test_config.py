@@ -109,18 +109,22 @@ def test_yaml_holds_every_setting_and_comes_back(tmp_path):
     assert Config.from_yaml(tmp_path / "c.yaml") == config
 
 
-@pytest.mark.parametrize(("level", "depletion"), [("hamlet", 1.5), ("town", 1.0)])
-def test_the_towns_hour_trains_in_worlds_that_exist_and_is_measured_in_the_towns_own(level, depletion):
-    config = Config.from_yaml(Path(__file__).parents[1] / "benchmarks" / f"town_hour_{level}.yaml")
+TOWN_LEVEL = Path(__file__).parents[1] / "benchmarks" / "town_memory_town.yaml"
+
+
+@pytest.mark.parametrize(
+    ("config", "level", "depletion"),
+    [(Config(), "hamlet", 1.5), (Config.from_yaml(TOWN_LEVEL), "town", 1.0)],
+    ids=["hamlet", "town"],
+)
+def test_the_towns_training_grows_into_worlds_that_exist_and_is_measured_in_the_towns_own(config, level, depletion):
     assert config.total_steps == config.lr_decay_steps > config.stages[-1][0]
     trained = [TownArgs(**args) for _, args in config.stages]
+    assert {a.level for a in trained} == {level}
     assert [a.size for a in trained] == sorted(a.size for a in trained)
-    measured = TownArgs(**config.evaluation_args)
-    assert measured == TownArgs(
-        level=level, depletion=depletion, knots=8
-    )  # full meters, $20, 8x8, counted in ticks survived
-    assert measured not in trained  # the control: training has other starts and another reward
-    assert trained[-1].size == measured.size
+    measured = TownArgs(**config.evaluation_args)  # full meters, $20, 8x8, counted in ticks survived
+    assert measured == TownArgs(level=level, depletion=depletion, knots=8)
+    assert measured not in trained  # the control: training has other starts, another reward, smaller maps
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):

@@ -385,6 +385,7 @@ def test_the_last_record_tells_how_the_run_stands(tmp_path, config):
             "c_norm": c[p].square().sum(-1).sqrt().mean(),
             "q_max": q.max(-1).values.mean(),
             "lr": config.per_member("lr")[p],
+            "lr_now": config.per_member("lr")[p] * (config.lr_end if config.lr_decay_steps == 100 else 1.0),
             "replay_fill": 160 / (run.replay.ring * 4),
         } | {name: torch.stack([m[name][p] for m in recent]).mean() for name in recent[0]}
         assert {k: row[k] for k in expected} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)

@@ -32,7 +32,7 @@ TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing",
 # Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes
 # upon bed, meal and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
-    TOWN_ID: ("0 size=5 depletion=1.0", "3500000 size=6 depletion=1.0", "7000000 size=6", "10000000 size=7"),
+    TOWN_ID: ("0 size=5 depletion=1.0", "1500000 size=6 depletion=1.0", "3000000 size=6", "5000000 size=7"),
 }
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
@@ -95,12 +95,12 @@ class Config:
     device: str = _setting("cpu", "where networks, optimiser and replay live and are computed: cpu, cuda or cuda:N")
     cuda_graph: bool = _setting(True, "on cuda, record the update as a CUDA graph and replay it")
 
-    total_steps: int = _setting(14_000_000, "environment steps per member")
+    total_steps: int = _setting(10_000_000, "environment steps per member")
     learning_starts: int = _setting(
         20_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
     )
     replay_ratio: float = _setting(
-        2.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
+        3.0, "trained transitions (batch_size * (seq_len - burn_in) per update) for each environment step"
     )
 
     network: str = _setting(
@@ -136,13 +136,13 @@ class Config:
         True, "begin a replayed sequence from the state it was acted with; false begins from zero"
     )
     stride: int | None = _setting(None, "steps between the starts of stored sequences; none for half of seq_len")
-    batch_size: int = _setting(32, "B, sequences per member in one update")
+    batch_size: int = _setting(16, "B, sequences per member in one update")
     prioritised: bool = _setting(False, "draw sequences by priority instead of uniformly")
     alpha: float = _setting(0.6, "exponent of the priority, 0 (uniform) to 1")
     beta: float = _setting(0.4, "exponent of the importance-sampling weight, 0 to 1")
     eta: float = _setting(0.9, "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
 
-    gamma: float | tuple[float, ...] = _setting(0.99, "discount per step; one value, or per member as lr")
+    gamma: float | tuple[float, ...] = _setting(0.995, "discount per step; one value, or per member as lr")
     n_step: int = _setting(3, "steps of reward before bootstrapping")
     reward_scale: float = _setting(
         1.0, "factor on the rewards learned from (small ones drown in Adam's steps); records show the real ones"
@@ -161,10 +161,10 @@ class Config:
         "Adam learning rate; one value, or per member: values separated by commas, log:A:B or lin:A:B (spaced from A "
         "to B), loguniform:A:B or uniform:A:B (drawn from the seed)",
     )
-    lr_decay: str = _setting("linear", "how the learning rate falls: linear or exponential")
-    lr_end: float = _setting(0.1, "factor of the learning rate reached after lr_decay_steps")
+    lr_decay: str = _setting("exponential", "how the learning rate falls: linear or exponential")
+    lr_end: float = _setting(0.05, "factor of the learning rate reached after lr_decay_steps")
     lr_decay_steps: int = _setting(
-        14_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
+        10_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )
     adam_eps: float = _setting(1e-5, "Adam epsilon")
     clip_norm: float | tuple[float, ...] = _setting(10.0, "largest gradient norm of a member; one value, or per member")

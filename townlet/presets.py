@@ -100,7 +100,11 @@ ELSEWHERE = {
         "total_steps, at most 200,000",
         f"at least two sequences in every environment; {_DRQN}, Appendix A: 400,000",
     ),
+    "batch_size": (32, "the size that was tried there"),
+    "gamma": (0.99, "the horizon that was tried there"),
     "epsilon_decay_steps": ("a tenth of total_steps", "Mnih et al. 2015 decay over 2% of a hundred times longer runs"),
+    "lr_decay": ("linear", "the shape that was tried there"),
+    "lr_end": (0.1, "the shape that was tried there"),
     "lr_decay_steps": ("total_steps", "the step size falls until the end"),
     "ema_decay": (0.0, "the average was measured in the Town only"),
     "eval_every": ("a twentieth of total_steps", "twenty points on the curve"),
@@ -110,7 +114,7 @@ ELSEWHERE = {
 """What every preset sets in worlds other than the Town, whose own lengths are the defaults; each with its reason."""
 
 
-def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, float]:
+def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, float | str]:
     """The numbers of ELSEWHERE. ``window``: steps that one sequence in every environment takes."""
     total = given.get("total_steps")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not 1 <= total < 2**63:
@@ -122,7 +126,11 @@ def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, float]:
         "learning_starts": max(window, min(5_000, total // 10)),
         "replay_ratio": 24,
         "capacity": max(2 * window, min(200_000, total)),
+        "batch_size": 32,
+        "gamma": 0.99,
         "epsilon_decay_steps": total // 10,
+        "lr_decay": "linear",
+        "lr_end": 0.1,
         "lr_decay_steps": total,
         "ema_decay": 0.0,
         "eval_every": max(1, total // 20),

@@ -32,6 +32,7 @@ MEANINGS = {
     "updates": "updates of the member so far",
     "epsilon": "share of random actions, mean over its environments",
     "lr": "learning rate of the member, before the decay",
+    "lr_now": "the learning rate in use",
     "gamma": "discount of the member",
     "clip_norm": "largest gradient norm of the member",
     "epsilon_end": "share of random actions of the member after the decay",

@@ -323,6 +323,7 @@ class Trainer:
         common |= {"steps_per_s": steps * P / max(seconds, 1e-9), "updates_per_s": updates / max(seconds, 1e-9)}
         common["replay_fill"] = len(self.replay) / (self.replay.ring * self.config.num_envs)
         columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.schedules.hyper}
+        columns["lr_now"] = self.population.lr.cpu().numpy()
         columns |= self.episodes.drain() | self._learned.drain()
         columns |= {name: value.cpu().numpy() for name, value in self.population.acting_metrics().items()}
         if self.evaluations and self.evaluations[-1][0] == self.env_steps:

@@ -126,7 +126,8 @@ class PlainTrainer:
     def learn(self) -> None:
         """The updates that are due."""
         c = self.config
-        factor = 1.0 - (1.0 - c.lr_end) * min(1.0, self.env_steps / c.lr_decay_steps)
+        done = min(1.0, self.env_steps / c.lr_decay_steps)
+        factor = c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
         lr: Any = c.lr
         for group in self.learner.optimisers[0].param_groups:
             group["lr"] = lr * factor
