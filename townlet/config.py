@@ -162,7 +162,7 @@ class Config:
         "to B), loguniform:A:B or uniform:A:B (drawn from the seed)",
     )
     lr_decay: str = _setting("exponential", "how the learning rate falls: linear or exponential")
-    lr_end: float = _setting(0.05, "factor of the learning rate reached after lr_decay_steps")
+    lr_end: float = _setting(0.15, "factor of the learning rate reached after lr_decay_steps")
     lr_decay_steps: int = _setting(
         10_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )
