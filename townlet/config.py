@@ -32,7 +32,7 @@ TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing",
 # Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes
 # upon bed, meal and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
-    TOWN_ID: ("0 size=5 depletion=1.0", "1500000 size=6 depletion=1.0", "3000000 size=6", "5000000 size=7"),
+    TOWN_ID: ("0 size=5 depletion=1.0", "2500000 size=6 depletion=1.0", "3500000 size=6", "5000000 size=7"),
 }
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
