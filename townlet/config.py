@@ -143,7 +143,7 @@ class Config:
     eta: float = _setting(0.9, "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
 
     gamma: float | tuple[float, ...] = _setting(0.995, "discount per step; one value, or per member as lr")
-    n_step: int = _setting(3, "steps of reward before bootstrapping")
+    n_step: int = _setting(6, "steps of reward before bootstrapping")
     reward_scale: float = _setting(
         1.0, "factor on the rewards learned from (small ones drown in Adam's steps); records show the real ones"
     )
