@@ -278,7 +278,7 @@ def test_the_plain_trainer_acts_as_ours_and_learns():
     for _ in range(300):
         plain.act_step()
         plain.learn()
-    assert plain.learner.updates == int((300 * 8 - 100) * 2 / (4 * 6))
+    assert plain.learner.updates == int((300 * 8 - 100) * trainer.config.replay_ratio / (4 * 6))
     assert not torch.equal(before, plain.net.lstm.weight_hh_l0)
     sample = plain.replay.sample(64)
     cut = ~sample.mask[0]

@@ -97,7 +97,8 @@ def test_the_score_is_of_a_kind_that_all_runs_have(tmp_path):
 
 
 def test_settings_that_differ_and_no_others(tmp_path):
-    a, b = make(tmp_path / "a", [1.0, 2.0], lr=1e-3), make(tmp_path / "b", [1.0, 2.0], lr=[1e-3, 2e-3], n_step=7)
+    a = make(tmp_path / "a", [1.0, 2.0], lr=1e-3, n_step=3)
+    b = make(tmp_path / "b", [1.0, 2.0], lr=[1e-3, 2e-3], n_step=7)
     found = compare([a, b])
     assert found.settings == {"lr": [0.001, [0.001, 0.002]], "n_step": [3, 7]}
     assert found.notes == ["Members of b differ in lr: its interval is over that too."]
@@ -122,7 +123,7 @@ def test_different_worlds_have_no_difference(tmp_path):
 
 
 def test_the_command_prints_and_writes_the_same_numbers(tmp_path, capsys):
-    a, b = make(tmp_path / EVIL, [1.0, 2.0, 3.0]), make(tmp_path / "b", [4.0, 6.0, 8.0, 10.0], n_step=7)
+    a, b = make(tmp_path / EVIL, [1.0, 2.0, 3.0], n_step=3), make(tmp_path / "b", [4.0, 6.0, 8.0, 10.0], n_step=7)
     page, figures, picture = (tmp_path / name for name in ("c.html", "c.json", "c.png"))
     assert (
         main(["compare", str(a), str(b), "--html", str(page), "--json", str(figures), "--picture", str(picture)]) == 0
