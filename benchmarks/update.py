@@ -73,9 +73,9 @@ class Case:
 CASES = (
     Case("spatial", 1, 16, 8, "spatial", 256, 128),
     Case("spatial, tau", 1, 16, 8, "spatial", 256, 128, tau=0.03, sync_every=1),
-    Case("default", 1, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
-    Case("default, tau", 1, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3, tau=0.03, sync_every=1),
-    Case("default, P=8", 8, 32, 40, "mlp", 64, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
+    Case("default", 1, 16, 40, "mlp", 96, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
+    Case("default, tau", 1, 16, 40, "mlp", 96, 64, burn_in=5, n_step=3, rescale_eps=1e-3, tau=0.03, sync_every=1),
+    Case("default, P=8", 8, 16, 40, "mlp", 96, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
 )
 """The bar's size, with double Q-learning and nothing else; and what `townlet train` does by default."""
 
@@ -84,7 +84,7 @@ CASES = (
 
 
 def network_of(case: Case) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
-    town = TownArgs()
+    town = TownArgs(knots=0 if case.network == "spatial" else 8)
     sizes = {"hidden_size": case.hidden_size, "head_size": case.head_size}
     if case.network == "spatial":
         return RecurrentSpatialQNetwork.from_town(town, **sizes)

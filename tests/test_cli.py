@@ -39,8 +39,9 @@ def arguments(config: Config, *names: str) -> list[str]:
         value = getattr(config, f.name)
         if value == getattr(default, f.name) or f.name in names:
             continue
+        pairs = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else None
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        out += ["--" + f.name.replace("_", "-"), text]
+        out += ["--" + f.name.replace("_", "-"), *(pairs or [text])]
     return out
 
 
@@ -63,7 +64,17 @@ def clock_run(tmp_path_factory):
     """A finished tiny run in a world that is not the Town."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert (
-        main(["train", *arguments(tiny(members=1)), "--env", "worlds:SavableClock-v0", "--run-dir", str(folder)]) == 0
+        main(
+            [
+                "train",
+                *arguments(tiny(members=1), "env_args"),
+                "--env",
+                "worlds:SavableClock-v0",
+                "--run-dir",
+                str(folder),
+            ]
+        )
+        == 0
     )
     return folder
 
@@ -258,7 +269,11 @@ def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
 
 def test_a_world_that_cannot_be_drawn_is_named(tmp_path, capsys, monkeypatch):
     folder = str(tmp_path / "run")
-    flags = [*arguments(tiny(members=1, final_eval_episodes=0)), "--env", "popgym-PositionOnlyCartPoleEasy-v0"]
+    flags = [
+        *arguments(tiny(members=1, final_eval_episodes=0), "env_args"),
+        "--env",
+        "popgym-PositionOnlyCartPoleEasy-v0",
+    ]
     assert main(["train", *flags, "--run-dir", folder]) == 0
     assert main(["watch", folder]) == 0
     assert "sees " in capsys.readouterr().out  # no text of its own: its numbers

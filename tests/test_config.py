@@ -20,11 +20,11 @@ def flags(*argv: str) -> dict:
     return from_arguments(parser.parse_args(argv))
 
 
-def test_defaults_are_the_hamlet_and_frozen():
+def test_defaults_are_the_town_and_frozen():
     config = Config()
     assert config.is_town
-    assert config.training_args["level"] == "hamlet"
-    assert config.training_args["depletion"] == 1.5
+    assert config.training_args == {"knots": 8, "reward": "wellbeing", "random_start": True}
+    assert config.evaluation_args == {"knots": 8, "reward": "survival", "random_start": False}
     with pytest.raises(FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
 
@@ -109,13 +109,13 @@ def test_yaml_holds_every_setting_and_comes_back(tmp_path):
     assert Config.from_yaml(tmp_path / "c.yaml") == config
 
 
-TOWN_LEVEL = Path(__file__).parents[1] / "benchmarks" / "town_memory_town.yaml"
+HAMLET = Path(__file__).parents[1] / "benchmarks" / "town_memory_hamlet.yaml"
 
 
 @pytest.mark.parametrize(
     ("config", "level", "depletion"),
-    [(Config(), "hamlet", 1.5), (Config.from_yaml(TOWN_LEVEL), "town", 1.0)],
-    ids=["hamlet", "town"],
+    [(Config(), "town", 1.0), (Config.from_yaml(HAMLET), "hamlet", 1.5)],
+    ids=["town", "hamlet"],
 )
 def test_the_towns_training_grows_into_worlds_that_exist_and_is_measured_in_the_towns_own(config, level, depletion):
     assert config.total_steps == config.lr_decay_steps > config.stages[-1][0]

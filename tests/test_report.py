@@ -182,7 +182,7 @@ def test_settings_that_differ_are_marked_and_no_others(finished):
     config, default = Config.from_yaml(finished / "config.yaml"), Config()
     differs = {f.name for f in fields(Config) if getattr(config, f.name) != getattr(default, f.name)}
     assert marked == differs - {"run_dir"}
-    assert document.row("hidden_size")[1:3] == ["8", "64"]
+    assert document.row("hidden_size")[1:3] == ["8", str(Config().hidden_size)]
 
 
 def test_every_start_has_its_facts(finished):

@@ -92,7 +92,7 @@ def test_the_list_and_a_run(server, trained):
     assert run["policies"]["trained"]["episodes"] == 6
     assert run["pages"] == ["report.html", "learning.png", "survival.png"]
     settings = {s["name"]: s for s in run["settings"]}
-    assert (settings["hidden_size"]["value"], settings["hidden_size"]["default"]) == ("8", "64")
+    assert (settings["hidden_size"]["value"], settings["hidden_size"]["default"]) == ("8", str(Config().hidden_size))
     assert (settings["dueling"]["value"], settings["seed"]["value"]) == ("true", "0")  # 0 is not false
     assert set(run["phases"]) == {"act", "env", "replay", "update", "eval"}
     with open(trained / "hamlet" / "metrics.csv") as file:

@@ -99,6 +99,8 @@ def tiny(**changes: Any) -> Config:
         "lr_decay_steps": 0, "curriculum": "off", "eval_every": 0, "eval_episodes": 3, "final_eval_episodes": 3,
         "log_every": 40, "checkpoint_every": 0, "threads": 1,
     }  # fmt: skip
+    if "env" not in changes:  # a short life
+        changes["env_args"] = {"level": "hamlet", "depletion": 1.5, **changes.get("env_args", {})}
     return Config(**{**values, **changes})
 
 

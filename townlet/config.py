@@ -24,15 +24,13 @@ from .spreads import Spread
 from .validation import converted, kind_of, parse_stage, scalar, validate
 
 # What a world is when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
-WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
-    TOWN_ID: {"level": "hamlet", "depletion": 1.5, "start_money": 0.2, "knots": 8}
-}
+WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"knots": 8}}
 # What training changes in it, unless the key is in `env_args`.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
-# Stages of the default training; keys in `env_args` are left out of them. In a small and gentle Town an agent comes
-# upon bed, meal and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
+# Stages of the default training; keys in `env_args` are left out of them. In a small Town an agent comes upon bed, meal
+# and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
-    TOWN_ID: ("0 size=5 depletion=1.0", "2500000 size=6 depletion=1.0", "3500000 size=6", "5000000 size=7"),
+    TOWN_ID: ("0 size=5", "1500000 size=6", "3500000 size=7"),
 }
 # What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
@@ -95,7 +93,7 @@ class Config:
     device: str = _setting("cpu", "where networks, optimiser and replay live and are computed: cpu, cuda or cuda:N")
     cuda_graph: bool = _setting(True, "on cuda, record the update as a CUDA graph and replay it")
 
-    total_steps: int = _setting(10_000_000, "environment steps per member")
+    total_steps: int = _setting(8_000_000, "environment steps per member")
     learning_starts: int = _setting(
         20_000, "environment steps per member before the first update; at least num_envs * (seq_len + 1)"
     )
@@ -116,7 +114,7 @@ class Config:
     cell: str = _setting("lstm", "recurrent cell; only lstm is supported")
     layers: int = _setting(1, "recurrent layers; only 1 is supported")
     encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers, comma separated")
-    hidden_size: int = _setting(64, "H, LSTM units (the spatial network has its own size)")
+    hidden_size: int = _setting(96, "H, LSTM units (the spatial network has its own size)")
     head_size: int | None = _setting(64, "F, units of the head's ReLU layer; none for a linear head")
     dueling: bool = _setting(True, "separate value and advantage streams")
     last_action: bool = _setting(
@@ -143,7 +141,7 @@ class Config:
     eta: float = _setting(0.9, "weight of the largest against the mean TD error in a sequence's priority, 0 to 1")
 
     gamma: float | tuple[float, ...] = _setting(0.995, "discount per step; one value, or per member as lr")
-    n_step: int = _setting(6, "steps of reward before bootstrapping")
+    n_step: int = _setting(3, "steps of reward before bootstrapping")
     reward_scale: float = _setting(
         1.0, "factor on the rewards learned from (small ones drown in Adam's steps); records show the real ones"
     )
@@ -164,7 +162,7 @@ class Config:
     lr_decay: str = _setting("exponential", "how the learning rate falls: linear or exponential")
     lr_end: float = _setting(0.15, "factor of the learning rate reached after lr_decay_steps")
     lr_decay_steps: int = _setting(
-        10_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
+        8_000_000, "environment steps per member over which the learning rate falls; 0 for constant"
     )
     adam_eps: float = _setting(1e-5, "Adam epsilon")
     clip_norm: float | tuple[float, ...] = _setting(10.0, "largest gradient norm of a member; one value, or per member")
