@@ -126,7 +126,8 @@ def figures(report: Report, agents: dict[str, dict[int, Agent]], runs: dict[tupl
             seeds = agents["memoryless" if "without" in row.name else "lstm"]
             cell["seeds"] = {str(s): float(mean) for s, mean in zip(seeds, row.scores.mean(axis=1), strict=True)}
     for folder in runs.values():
-        cpu = sum(map(float, folder.with_suffix(".cpu").read_text().split()))
+        spent = folder.with_suffix(".cpu")  # not there where this command was killed as the run ended
+        cpu = sum(map(float, spent.read_text().split())) if spent.exists() else None
         results["runs"][folder.name] = {"seconds": summary(folder)["seconds"], "cpu_seconds": cpu}
     return results
 
@@ -139,7 +140,8 @@ def markdown(report: Report, results: dict[str, Any]) -> str:
         seeds = ", ".join(f"{m:.0f}" for m in cell.get("seeds", {}).values())
         interval = "-" if np.isnan(half) else f"{mean - half:.1f} to {mean + half:.1f}"
         lines.append(f"| {row.name} | {mean:.1f} | {interval} | {seeds} | {100 * cell['at_cap']:.0f}% |")
-    took = "; ".join(f"{name}: {r['seconds'] / 60:.1f}, {r['cpu_seconds']:.0f}" for name, r in results["runs"].items())
+    cost = {name: "?" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.0f}" for name, r in results["runs"].items()}
+    took = "; ".join(f"{name}: {r['seconds'] / 60:.1f}, {cost[name]}" for name, r in results["runs"].items())
     return (
         "\n".join(lines) + f"\n\n{results['env_steps']:,} environment steps per run; "
         f"minutes of training, CPU seconds of the whole command ({took}).\n"

@@ -17,12 +17,15 @@ from PIL import Image
 from test_cli import arguments
 from worlds import clock, tiny
 
-from townlet import sessions
+from townlet import config, sessions
+from townlet.checkpoint import CheckpointError
 from townlet.cli import main
 from townlet.config import Config
+from townlet.envs.adapter import TOWN_ID
 from townlet.evaluate import mean_interval
 from townlet.html import report as report_html
 from townlet.html.charts import number
+from townlet.report import Agent
 from townlet.results import Curve, Results
 from townlet.trainer import Trainer
 
@@ -159,6 +162,13 @@ def test_the_curves_show_means_and_intervals_of_metrics_csv(finished):
             shown = f"{number(mean)}{known}"
             assert f"{shown}</text>" in text, (column, step, shown)
     assert "999.9 (" not in text
+
+
+def test_an_agent_whose_world_has_changed_is_refused(finished, monkeypatch):
+    Agent.load(finished)
+    monkeypatch.setitem(config.WORLD_DEFAULTS, TOWN_ID, {"knots": 4})
+    with pytest.raises(CheckpointError, match=r"ckpt: encoder.0.weight is \[8, 179\]; expected \[8, 171\], as the obs"):
+        Agent.load(finished)
 
 
 def test_the_yardsticks_are_those_of_the_summary(finished):

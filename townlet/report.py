@@ -39,7 +39,10 @@ class Agent:
 
     @classmethod
     def load(cls, run: str | Path) -> Agent:
-        """From a run folder's newest checkpoint, from a checkpoint file or an agent.ckpt. Raises CheckpointError."""
+        """From a run folder's newest checkpoint, from a checkpoint file or an agent.ckpt.
+
+        Raises CheckpointError, also where the weights do not fit the world that their settings name now.
+        """
         run = Path(run)
         if not run.exists():
             raise checkpoint.CheckpointError(f"{run}: there is no such run folder or checkpoint")
@@ -49,6 +52,13 @@ class Agent:
         adapter = open_worlds(config, 1, config.evaluation_args)
         network = build_network(config, adapter)
         adapter.close()
+        for name, shape in network.shapes().items():
+            held = tuple(tree["weights"][name].shape[1:]) if name in tree["weights"] else None
+            if held != shape:
+                raise checkpoint.CheckpointError(
+                    f"{path}: {name} is {'missing' if held is None else list(held)}; expected {list(shape)}, as the "
+                    f"observations of {config.env} are now (did its default arguments change since this was trained?)"
+                )
         return cls(config, network, tree["weights"], tree["env_steps"], tree["hyper"])
 
     @classmethod
