@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import device as devices
 from . import ops
@@ -16,6 +15,7 @@ from .envs.adapter import VectorAdapter, make_worlds
 from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
 from .envs.workers import WorkerAdapter
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
+from .population import VectorizedPopulation
 from .replay import SequentialReplayBuffer
 
 
@@ -72,10 +72,10 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
     return RecurrentQNetwork(*sizes, **layers)
 
 
-def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
-    """The operator's settings."""
+def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
+    """The operator's settings for what ``population`` was made with."""
     return ops.TDSpec(
-        gamma=gamma,
+        gamma=population.gamma,
         n_step=config.n_step,
         burn_in=config.burn_in,
         double_q=config.double_q,
@@ -83,7 +83,7 @@ def td_spec(config: Config, gamma: Tensor) -> ops.TDSpec:
         loss=config.loss,  # type: ignore[arg-type]
         huber_delta=config.huber_delta,
         eta=config.eta,
-        compute_dtype=getattr(torch, config.compute_dtype),
+        compute_dtype=population.compute_dtype,
     )
 
 

@@ -112,33 +112,26 @@ ELSEWHERE = {
     "log_every": ("a fiftieth of total_steps", "fifty points on the curve"),
     "checkpoint_every": ("a fifth of total_steps", "a crash costs a fifth of the run"),
 }
-"""What every preset sets in worlds other than the Town, whose own lengths are the defaults; each with its reason."""
+"""What every preset sets in worlds other than the Town, which the defaults are tuned for; each with its reason."""
 
 
-def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, float | str]:
+def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, Any]:
     """The numbers of ELSEWHERE. ``window``: steps that one sequence in every environment takes."""
     total = given.get("total_steps")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not 1 <= total < 2**63:
         total = 500_000  # where it was given, Config says what is wrong with it
     total = int(total)
-    return {
+    computed = {
         "total_steps": total,
-        "num_envs": 16,
         "learning_starts": max(window, min(5_000, total // 10)),
-        "replay_ratio": 24,
         "capacity": max(2 * window, min(200_000, total)),
-        "hidden_size": 64,
-        "batch_size": 32,
-        "gamma": 0.99,
         "epsilon_decay_steps": total // 10,
-        "lr_decay": "linear",
-        "lr_end": 0.1,
         "lr_decay_steps": total,
-        "ema_decay": 0.0,
         "eval_every": max(1, total // 20),
         "log_every": max(1, total // 50),
         "checkpoint_every": max(1, total // 5),
     }
+    return {name: value for name, (value, _) in ELSEWHERE.items()} | computed
 
 
 def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

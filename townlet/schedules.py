@@ -17,6 +17,12 @@ from .population import VectorizedPopulation
 from .validation import PER_MEMBER
 
 
+def lr_factor(c: Config, env_steps: int) -> float:
+    """What the decay makes of a learning rate by this step."""
+    done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
+    return c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
+
+
 class Schedules:
     """Attributes: ``hyper``, name -> float64 [P], of every setting that may differ between members."""
 
@@ -56,10 +62,7 @@ class Schedules:
 
     def set_lr(self, population: VectorizedPopulation, env_steps: int) -> None:
         """The learning rates of this step: falling linearly, or by the same factor at every step, then constant."""
-        c = self.config
-        done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
-        factor = c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
-        lr = torch.from_numpy(self.hyper["lr"]).float() * factor
+        lr = torch.from_numpy(self.hyper["lr"]).float() * lr_factor(self.config, env_steps)
         population.lr.copy_(devices.upload(lr, population.device))
 
     def apply(self, population: VectorizedPopulation, env_steps: int) -> None:

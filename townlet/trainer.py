@@ -106,7 +106,7 @@ class Trainer:
         self.learner = Learner(
             self.population,
             self.replay,
-            td_spec(config, self.population.gamma),
+            td_spec(config, self.population),
             batch_size=config.batch_size,
             sync_every=1 if config.tau is not None else config.sync_every,
             tau=config.tau,

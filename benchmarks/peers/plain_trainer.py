@@ -17,6 +17,7 @@ from update import Case, PlainLearner, PlainNetwork
 from peers.numpy_town import NumpyTown
 from townlet.config import Config
 from townlet.replay import ReplaySample
+from townlet.schedules import lr_factor
 from townlet.trainer import Trainer
 
 
@@ -126,11 +127,9 @@ class PlainTrainer:
     def learn(self) -> None:
         """The updates that are due."""
         c = self.config
-        done = min(1.0, self.env_steps / c.lr_decay_steps)
-        factor = c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
         lr: Any = c.lr
         for group in self.learner.optimisers[0].param_groups:
-            group["lr"] = lr * factor
+            group["lr"] = lr * lr_factor(c, self.env_steps)
         due = int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update)
         while self.learner.updates < due:
             self.learner.update()
