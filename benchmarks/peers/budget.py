@@ -22,6 +22,7 @@ class Budget:
     capacity: int  # steps kept
     lr: float
     gamma: float
+    reward_scale: float  # factor on the rewards learned from, not on those reported
     epsilon_end: float
     epsilon_decay_steps: int
 

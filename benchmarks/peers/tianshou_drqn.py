@@ -25,7 +25,7 @@ def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[fl
     """Train one agent; yields (environment steps, greedy returns) at every evaluation."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # Tianshou explores with NumPy's global generator
-    worlds = DummyVectorEnv([lambda: make(env_id) for _ in range(budget.num_envs)])
+    worlds = DummyVectorEnv([lambda: make(env_id, budget.reward_scale) for _ in range(budget.num_envs)])
     judges = DummyVectorEnv([lambda: make(env_id) for _ in range(budget.eval_episodes)])
     worlds.seed([1000 * seed + i for i in range(budget.num_envs)])
     space, actions = make(env_id).observation_space, make(env_id).action_space

@@ -21,10 +21,10 @@ from peers.budget import Budget
 from peers.flat_world import make
 
 
-def worlds(env_id: str, n: int, lstm: LSTMModule) -> TransformedEnv:
+def worlds(env_id: str, n: int, lstm: LSTMModule, reward_scale: float = 1.0) -> TransformedEnv:
     """`n` environments stepped together."""
     vector = gymnasium.vector.SyncVectorEnv(
-        [lambda: make(env_id)] * n, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+        [lambda: make(env_id, reward_scale)] * n, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
     )
     env = TransformedEnv(GymWrapper(vector), Compose(InitTracker()))
     env.append_transform(lstm.make_tensordict_primer())
@@ -41,7 +41,7 @@ def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[fl
     head = TensorDictModule(
         MLP(in_features=budget.hidden_size, out_features=actions, num_cells=[64]), ["embed"], ["action_value"]
     )
-    env = worlds(env_id, budget.num_envs, lstm)
+    env = worlds(env_id, budget.num_envs, lstm, budget.reward_scale)
     env.set_seed(seed)
     value = TensorDictSequential(embed, lstm, head, QValueModule(spec=env.action_spec_unbatched))
     explore = EGreedyModule(spec=env.action_spec, annealing_num_steps=1, eps_init=1.0, eps_end=budget.epsilon_end)
