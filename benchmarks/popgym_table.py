@@ -198,9 +198,9 @@ def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
         axis.set_visible(False)
     for axis, world in zip(axes.flat, worlds, strict=False):
         for i, method in enumerate((*OURS, *PEERS)):
-            if method not in table[world]:
+            entry = table[world].get(method)
+            if not entry or not entry["curves"]:  # not run, or ended before its first evaluation
                 continue
-            entry = table[world][method]
             shown = min(len(c) for c in entry["curves"])
             steps = np.array(entry["steps"][:shown]) / 1000
             curves = np.array([c[:shown] for c in entry["curves"]])
@@ -210,7 +210,8 @@ def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
         axis.set_xlabel("thousand steps")
         axis.set_ylabel("return")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8)
+    if axes.flat[0].lines:
+        axes.flat[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
@@ -221,13 +222,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS], metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="environment steps per seed (default: the settings')")
+    parser.add_argument("--gamma", type=float, help="discount (default: the settings'); give another --out")
     parser.add_argument("--out", type=Path, default=Path("runs/popgym_table"))
     parser.add_argument("--table", action="store_true", help="only print and draw what there is")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: expected at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    changes = {"total_steps": options.steps, "lr_decay_steps": options.steps} if options.steps else {}
+    changes: dict[str, Any] = {"total_steps": options.steps, "lr_decay_steps": options.steps} if options.steps else {}
+    if options.gamma is not None:
+        changes["gamma"] = options.gamma
     for world, method, seed in [] if options.table else jobs(options.worlds, options.methods, options.seeds):
         file = options.out / name_of(world, method, seed)
         if file.exists():
