@@ -196,6 +196,7 @@ def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(2, math.ceil(len(worlds) / 2), figsize=(14, 6), squeeze=False, layout="constrained")
     for axis in axes.flat[len(worlds) :]:
         axis.set_visible(False)
+    shown_methods: dict[str, Any] = {}  # name -> a line of it
     for axis, world in zip(axes.flat, worlds, strict=False):
         for i, method in enumerate((*OURS, *PEERS)):
             entry = table[world].get(method)
@@ -205,13 +206,13 @@ def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
             steps = np.array(entry["steps"][:shown]) / 1000
             curves = np.array([c[:shown] for c in entry["curves"]])
             axis.plot(steps, curves.T, color=f"C{i}", alpha=0.25, linewidth=0.8)
-            axis.plot(steps, curves.mean(axis=0), color=f"C{i}", label=method)
+            (shown_methods[method],) = axis.plot(steps, curves.mean(axis=0), color=f"C{i}")
         axis.set_title(world, fontsize=10)
         axis.set_xlabel("thousand steps")
         axis.set_ylabel("return")
         axis.grid(alpha=0.3)
-    if axes.flat[0].lines:
-        axes.flat[0].legend(fontsize=8)
+    if shown_methods:
+        figure.legend(shown_methods.values(), shown_methods.keys(), loc="lower right")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
