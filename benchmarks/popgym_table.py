@@ -244,6 +244,8 @@ def main() -> None:
         write(file, found)
         print(f"{file.stem}: {', '.join(f'{v:.3f}' for v in found['final'])}, {found['seconds']['cpu']:.0f} CPU s")
     table = collect(options.out, options.seeds)
+    if not any(table.values()):
+        raise SystemExit(f"{options.out} holds no run")
     print(markdown(table))
     draw(table, options.out / "curves.png")
 
