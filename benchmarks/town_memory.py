@@ -41,7 +41,8 @@ def train(folder: Path, flags: list[str]) -> None:
     begun = any((folder / "checkpoints").glob("*")) if folder.exists() else False
     command = ["--resume", str(folder)] if begun else ["--run-dir", str(folder), *flags]
     with open(folder.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen([sys.executable, "-m", "townlet", "train", *command], stdout=log, stderr=log)
+        townlet = [sys.executable, "-P", "-m", "townlet"]  # -P: the installed package, not a source tree that hides it
+        process = subprocess.Popen([*townlet, "train", *command], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     with open(folder.with_suffix(".cpu"), "a") as spent:  # a line per process that worked on the run
         spent.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
