@@ -1,7 +1,8 @@
-"""Does memory pay in the Town? Compares an agent with its memoryless control over several seeds.
+r"""Does memory pay in the Town? Compares an agent with its memoryless control over several seeds.
 
-    python benchmarks/town_memory.py --seeds 5                     # the town, as `townlet train` learns it by default
-    python benchmarks/town_memory.py --seeds 5 --out runs/hamlet_memory --config benchmarks/town_memory_hamlet.yaml
+    python benchmarks/town_memory.py --seeds 5 --compute-dtype bfloat16   # the town, as `townlet train` learns it
+    python benchmarks/town_memory.py --seeds 5 --compute-dtype bfloat16 --out runs/hamlet_memory \
+        --config benchmarks/town_memory_hamlet.yaml                       # the hamlet
 
 Each run is `townlet train --seed S --threads 1 [--no-memory]` with nothing else changed but what `--config` or further
 flags say, `--jobs` of them side by side. (The number of threads changes the rounding of the encoder's products, and so

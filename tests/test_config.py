@@ -87,6 +87,7 @@ def test_stages_of_the_curriculum():
         ({"layers": 2}, r"layers=2: expected 1; stacked recurrent layers are not supported"),
         ({"encoder": [0]}, r"encoder=\(0,\): expected sizes of at least 1"),
         ({"head_size": 0}, r"head_size=0: expected at least 1, or none"),
+        ({"chrono_span": 1}, r"chrono_span=1: expected at least 2, or none"),
         ({"tau": 0.0}, r"tau=0.0: expected above 0"),
         ({"dueling": 1}, r"dueling=1: expected true or false"),
         ({"env": ""}, r"env='': expected a non-empty string"),

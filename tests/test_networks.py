@@ -113,6 +113,31 @@ def test_initial_values_are_as_documented() -> None:
     assert not params["head.adv.bias"].any()
 
 
+def test_chrono_initialisation_keeps_what_units_hold_for_up_to_the_span() -> None:
+    H, span = 256, 50
+    network = RecurrentQNetwork(5, 3, encoder=(8,), hidden_size=H)
+    plain, chrono = network.init([3]), network.init([3], span)
+    i, f, g, o = chrono["lstm.bias"][0].view(4, H)
+    assert torch.equal(i, -f)
+    assert torch.equal(torch.cat((g, o)), plain["lstm.bias"][0, 2 * H :])
+    assert torch.equal(chrono["lstm.w_hh"], plain["lstm.w_hh"])
+    spans = f.exp()  # uniform in [1, span - 1]
+    assert 1.0 <= spans.min() < 2.0
+    assert span - 2.0 < spans.max() <= span - 1.0
+    assert abs(spans.mean() - span / 2) < 3.0  # standard deviation of the mean 0.87
+    # a state that nothing feeds: with the weights away, the LSTM keeps c for as long as its gates say
+    w = {k: torch.zeros_like(v) if k != "lstm.bias" else v.clone() for k, v in chrono.items()}
+    w["lstm.bias"][0, 2 * H : 3 * H] = 0.0
+    p = network.recurrent(w)
+    c0 = torch.ones(1, 1, H)
+    steps = 20
+    x = torch.zeros(1, 1, steps, 8)
+    _, _, c = ops.lstm_unroll(x, torch.zeros_like(c0), c0, p.w_ih, p.w_hh, p.bias, None)
+    assert torch.allclose(c[0, 0], (spans / (1 + spans)) ** steps, atol=1e-5)
+    with pytest.raises(ValueError, match=r"chrono_span is 1; expected at least 2, or None"):
+        network.init([3], 1)
+
+
 @pytest.mark.parametrize("town", [{}, {"level": "hamlet"}, {"partial": False}, {"radius": 3, "window": "kind"}])
 def test_spatial_network_equals_convolutions_over_the_towns_maps(town: dict[str, object]) -> None:
     args = TownArgs(**town)  # type: ignore[arg-type]

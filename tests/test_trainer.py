@@ -275,6 +275,13 @@ def test_settings_reach_the_parts(network):
 
 
 @pytest.mark.parametrize("memory", [True, False])
+def test_the_chrono_span_is_in_the_first_weights_of_agents_with_memory(memory):
+    run = Trainer(clock(memory=memory, chrono_span=30))
+    fresh = run.network.init([0, 1], 30 if memory else None)
+    assert torch.equal(run.population.online["lstm.bias"], fresh["lstm.bias"])
+
+
+@pytest.mark.parametrize("memory", [True, False])
 def test_bfloat16_reaches_the_update_alone(memory):
     """The first update differs in bits and little else; acting and the stored weights stay float32."""
     exact, rounded = (Trainer(tiny(memory=memory, compute_dtype=t)) for t in ("float32", "bfloat16"))

@@ -115,6 +115,11 @@ class Config:
     layers: int = _setting(1, "recurrent layers; only 1 is supported")
     encoder: tuple[int, ...] = _setting((128,), "units of the encoder's ReLU layers, comma separated")
     hidden_size: int = _setting(96, "H, LSTM units (the spatial network has its own size)")
+    chrono_span: int | None = _setting(
+        None,
+        "T of the chrono initialisation, at least 2: LSTM units begin by keeping what they hold for 1 to T - 1 steps; "
+        "none for a forget bias of 1",
+    )
     head_size: int | None = _setting(64, "F, units of the head's ReLU layer; none for a linear head")
     dueling: bool = _setting(True, "separate value and advantage streams")
     last_action: bool = _setting(

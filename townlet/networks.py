@@ -38,7 +38,7 @@ class RecurrentNetwork(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def init(self, seeds: Sequence[int]) -> dict[str, Tensor]: ...
+    def init(self, seeds: Sequence[int], chrono_span: int | None = None) -> dict[str, Tensor]: ...
 
     def encode(self, params: Params, obs: Tensor) -> Tensor: ...
 
@@ -110,19 +110,23 @@ class _LSTMWithHead(ABC):
         shapes["lstm.bias"] = (4 * H,)
         return shapes
 
-    def init(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+    def init(self, seeds: Sequence[int], chrono_span: int | None = None) -> dict[str, Tensor]:
         """Fresh parameters: name -> float32 [P, ...], where member p's values depend on `seeds[p]` only.
 
         Encoder and head: orthogonal (Saxe et al. 2014), gain sqrt(2) before a ReLU and 1 at the outputs, biases 0.
         LSTM: uniform in +-1/sqrt(H) as in `torch.nn.LSTM`, plus 1 on the forget gate's bias (Jozefowicz et al. 2015).
+        With `chrono_span` T (Tallec & Ollivier 2018), in steps and at least 2, each unit's forget bias is log(u), u
+        uniform in [1, T - 1], so that it begins by keeping what it holds for about u steps; its input bias is -log(u).
 
-        Errors: ValueError for no seeds, or one that is not an int in [0, 2**63).
+        Errors: ValueError for no seeds, one that is not an int in [0, 2**63), or a `chrono_span` below 2.
         """
         check_seeds(seeds)
-        members = [self._init_one(int(seed)) for seed in seeds]
+        if chrono_span is not None and not chrono_span >= 2:
+            raise ValueError(f"chrono_span is {chrono_span}; expected at least 2, or None")
+        members = [self._init_one(int(seed), chrono_span) for seed in seeds]
         return {name: torch.stack([m[name] for m in members]) for name in members[0]}
 
-    def _init_one(self, seed: int) -> dict[str, Tensor]:
+    def _init_one(self, seed: int, chrono_span: int | None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         H = self.hidden_size
         params: dict[str, Tensor] = {}
@@ -130,8 +134,11 @@ class _LSTMWithHead(ABC):
             value = torch.zeros(shape)
             if name.startswith("lstm."):
                 value.uniform_(-(H**-0.5), H**-0.5, generator=generator)
-                if name == "lstm.bias":
+                if name == "lstm.bias" and chrono_span is None:
                     value[H : 2 * H] += 1.0
+                elif name == "lstm.bias":
+                    value[H : 2 * H] = torch.empty(H).uniform_(1.0, chrono_span - 1.0, generator=generator).log()
+                    value[:H] = -value[H : 2 * H]
             elif name.endswith(".weight"):
                 gain = 1.0 if name in ("head.adv.weight", "head.val.weight") else 2.0**0.5
                 torch.nn.init.orthogonal_(value, gain=gain, generator=generator)

@@ -52,6 +52,8 @@ class VectorizedPopulation:
         compute_dtype: that of the learner's TDSpec, for which the target is packed.
         ema_decay: share of its old value that the running average of the weights keeps at each step, in [0, 1); 0: no
             average.
+        chrono_span: of the LSTM's first weights (`RecurrentQNetwork.init`); None: forget biases of 1. Unused without
+            memory, whose forget gate is shut.
         memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
         device: where weights, optimiser and acting state live.
         deferred: values that are not finite are noted on the device and reported by `check`, so that an update waits
@@ -83,6 +85,7 @@ class VectorizedPopulation:
         adam_eps: float = 1e-5,
         clip_norm: float | Sequence[float] | Tensor | None = 10.0,
         ema_decay: float = 0.0,
+        chrono_span: int | None = None,
         memory: bool = True,
         compute_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -115,7 +118,7 @@ class VectorizedPopulation:
         if self.clip_norm is not None:
             self.clip_norm = self.clip_norm.to(self.device)
 
-        initial = network.init(self.seeds)
+        initial = network.init(self.seeds, chrono_span if memory else None)
         self._slots: dict[str, tuple[int, tuple[int, ...]]] = {}  # name -> (offset in a row, shape [P, ...])
         offset = 0
         for name, value in initial.items():

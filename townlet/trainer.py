@@ -96,6 +96,7 @@ class Trainer:
             adam_eps=config.adam_eps,
             clip_norm=config.per_member("clip_norm"),
             ema_decay=config.ema_decay,
+            chrono_span=config.chrono_span,
             memory=config.memory,
             compute_dtype=getattr(torch, config.compute_dtype),
             device=device,

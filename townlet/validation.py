@@ -244,6 +244,7 @@ def validate(c: Config) -> None:
     require(c.lr_decay in ("linear", "exponential"), "lr_decay", "linear or exponential")
     require(c.lr_decay == "linear" or c.lr_end > 0, "lr_end", "above 0 with lr_decay=exponential")
     require(all(n >= 1 for n in c.encoder), "encoder", "sizes of at least 1")
+    require(c.chrono_span is None or c.chrono_span >= 2, "chrono_span", "at least 2, or none")
     require(c.head_size is None or c.head_size >= 1, "head_size", "at least 1, or none")
     require(0 <= c.ema_decay < 1, "ema_decay", "at least 0 and below 1")
     require(c.tau is None or 0 < c.tau <= 1, "tau", "above 0 and at most 1, or none")
