@@ -58,6 +58,7 @@ OURS = ("ours", "zeroed-target", "memoryless")
 PEERS = {"tianshou": "peers.tianshou_drqn", "torchrl": "peers.torchrl_dqn"}
 COLUMNS = (*OURS[:1], "cleared", *OURS[1:], *PEERS)
 FINAL_EPISODES = 100
+UNSEEN = 0.005  # a difference of returns that the table's digits do not show
 
 
 def world_id(world: str) -> str:
@@ -163,7 +164,7 @@ def cell(entry: dict[str, Any] | None) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Whether ours is best, or level (95% intervals overlap), among the methods that ran."""
+    """Whether ours is best, or level (95% intervals overlap), among the methods that ran, as far as two digits show."""
     if "ours" not in row:
         return ""
     mean, half = mean_interval(np.array(row["ours"]["final"]))
@@ -171,12 +172,12 @@ def verdict(row: dict[str, Any]) -> str:
     for name in COLUMNS[1:]:
         if name in row:
             other, width = mean_interval(np.array(row[name]["final"]))
-            if other - np.nan_to_num(width) > mean + np.nan_to_num(half):
+            if other - np.nan_to_num(width) > mean + np.nan_to_num(half) + UNSEEN:
                 better.append(name)
     so_far = "" if all(n in row for n in COLUMNS) else " so far"
     if better:
         return f"behind {', '.join(better)}{so_far}"
-    best = all(mean >= np.mean(row[n]["final"]) for n in COLUMNS[1:] if n in row)
+    best = all(mean >= np.mean(row[n]["final"]) - UNSEEN for n in COLUMNS[1:] if n in row)
     return ("best" if best else "level") + so_far
 
 
