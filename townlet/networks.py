@@ -134,11 +134,12 @@ class _LSTMWithHead(ABC):
             value = torch.zeros(shape)
             if name.startswith("lstm."):
                 value.uniform_(-(H**-0.5), H**-0.5, generator=generator)
-                if name == "lstm.bias" and chrono_span is None:
-                    value[H : 2 * H] += 1.0
-                elif name == "lstm.bias":
-                    value[H : 2 * H] = torch.empty(H).uniform_(1.0, chrono_span - 1.0, generator=generator).log()
-                    value[:H] = -value[H : 2 * H]
+                if name == "lstm.bias":
+                    i, f, _, _ = value.chunk(4)
+                    if chrono_span is None:
+                        f += 1.0
+                    else:
+                        i.copy_(-f.uniform_(1.0, chrono_span - 1.0, generator=generator).log_())
             elif name.endswith(".weight"):
                 gain = 1.0 if name in ("head.adv.weight", "head.val.weight") else 2.0**0.5
                 torch.nn.init.orthogonal_(value, gain=gain, generator=generator)
