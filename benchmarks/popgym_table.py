@@ -5,8 +5,8 @@
     python benchmarks/popgym_table.py --table              # only print what there is and draw the curves
     python benchmarks/popgym_table.py --out benchmarks/results/popgym   # go on with the published runs
 
-Every method gets the environment steps, windows, updates, LSTM size and discount of popgym_table.yaml, with POLES
-over it in the poles. Methods:
+Every method gets the environment steps, windows, updates, LSTM size and discount of popgym_table.yaml, with what WORLDS
+says over it. Methods:
 
     ours            three seeds as members of one run; `cleared` beside it: the same agents played with their state
                     zeroed at each step
@@ -41,18 +41,22 @@ from townlet.config import Config
 from townlet.evaluate import mean_interval
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
-WORLDS = (
-    "PositionOnlyCartPoleEasy",
-    "PositionOnlyCartPoleMedium",
-    "RepeatPreviousEasy",
-    "RepeatPreviousMedium",
-    "RepeatFirstEasy",
-    "CountRecallEasy",
-    "AutoencodeEasy",
-)
-# What is different where an action's consequence comes late: the cart drifts out of bounds over a hundred steps, which
-# a horizon of five does not see, and an agent that balances forgets how it fell unless replay keeps it.
+# Where an action's consequence comes late: the cart drifts out of bounds over a hundred steps, which a horizon of five
+# does not see, and an agent that balances forgets how it fell unless replay keeps it.
 POLES = {"gamma": 0.95, "n_step": 3, "lr": 1e-3, "chrono_span": None, "capacity": 500_000}
+# Where rewards come at once and much has to be held: what is ahead asks the LSTM only to count the steps, and a value
+# of its own (dueling) gives that count more weight.
+AT_ONCE = {"gamma": 0.5, "dueling": False}
+# What is different in each world from the settings' file.
+WORLDS: dict[str, dict[str, Any]] = {
+    "PositionOnlyCartPoleEasy": POLES,
+    "PositionOnlyCartPoleMedium": POLES,
+    "RepeatPreviousEasy": {},
+    "RepeatPreviousMedium": AT_ONCE,
+    "RepeatFirstEasy": {},
+    "CountRecallEasy": AT_ONCE,
+    "AutoencodeEasy": AT_ONCE,
+}
 PEER_LR = 1e-3  # constant, as in Tianshou's example; TorchRL's tutorial has 3e-4
 OURS = ("ours", "zeroed-target", "memoryless")
 PEERS = {"tianshou": "peers.tianshou_drqn", "torchrl": "peers.torchrl_dqn"}
@@ -67,8 +71,7 @@ def world_id(world: str) -> str:
 
 def settings(world: str, **changes: Any) -> Config:
     """Ours in `world`; what a method may use is read from here."""
-    poles = POLES if world.startswith("PositionOnlyCartPole") else {}
-    return Config.from_yaml(SETTINGS, {"env": world_id(world), **poles, **changes})
+    return Config.from_yaml(SETTINGS, {"env": world_id(world), **WORLDS[world], **changes})
 
 
 def train_ours(world: str, method: str, config: Config) -> dict[str, Any]:

@@ -46,11 +46,14 @@ def test_a_cell_shows_the_mean_its_interval_and_how_many_seeds(table: ModuleType
     assert table.cell({"final": [0.4, 0.5, 0.6]}) == "0.50 ± 0.25 (3)"  # 4.303 * 0.1 / sqrt(3)
 
 
-def test_settings_are_the_files_with_those_of_the_poles_over_them(table: ModuleType) -> None:
-    pole, recall = table.settings("PositionOnlyCartPoleEasy"), table.settings("CountRecallEasy", members=3)
+def test_settings_are_the_files_with_those_of_the_world_over_them(table: ModuleType) -> None:
+    first, pole = table.settings("RepeatFirstEasy"), table.settings("PositionOnlyCartPoleEasy")
+    recall = table.settings("CountRecallEasy")
     assert pole.env == "popgym-PositionOnlyCartPoleEasy-v0"
-    for name, value in table.POLES.items():
-        assert getattr(pole, name) == value
-        assert getattr(recall, name) != value
-    assert recall.members == 3
-    assert recall.total_steps == pole.total_steps == 500_000
+    for changes, config in [(table.POLES, pole), (table.AT_ONCE, recall)]:
+        for name, value in changes.items():
+            assert getattr(config, name) == value
+            assert getattr(first, name) != value
+    assert first.total_steps == pole.total_steps == recall.total_steps == 500_000
+    assert table.settings("CountRecallEasy", members=3, gamma=0.9).members == 3
+    assert table.settings("CountRecallEasy", gamma=0.9).gamma == 0.9  # --gamma is over both
