@@ -82,7 +82,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     steps = np.array([row["step"] for row in found["curve"]]) / 1e6
-    each = np.array([row["success"] for row in found["curve"]]).reshape(len(steps), -1)
+    members = len(found["final"]["carried"])
+    each = np.array([row["success"] for row in found["curve"]]).reshape(len(steps), members)  # none in a short run
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     axes.plot(steps, each, color="#56B4E9", linewidth=1)
     axes.plot(steps, each.mean(axis=1), color="#0072B2", linewidth=2.5, label="mean of the seeds")
