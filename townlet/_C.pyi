@@ -1,4 +1,4 @@
-"""Types of the pybind11 module (csrc/module.cpp, csrc/town/bind.cpp)."""
+"""Types of the pybind11 module (csrc/python/)."""
 
 from collections.abc import Sequence
 from typing import Any

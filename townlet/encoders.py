@@ -1,5 +1,5 @@
 """The encoder over the Town's window as an operator: checks, backend, autograd and fake kernels around
-`torch.ops.townlet.spatial_encode` (`csrc/spatial.cpp`); its readable twin is `townlet.reference.spatial_encode`.
+`torch.ops.townlet.spatial_encode` (`csrc/ops/spatial.cpp`); its readable twin is `townlet.reference.spatial_encode`.
 """
 
 from __future__ import annotations

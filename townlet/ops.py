@@ -1,6 +1,6 @@
 """The operators, as people call them: checks and choice of backend around `torch.ops.townlet`.
 
-Schemas and CPU implementations are in `csrc/ops.cpp`, backward formulas in `townlet.autograd`; the readable twin of
+Schemas and CPU implementations are in `csrc/ops/`, backward formulas in `townlet.autograd`; the readable twin of
 each operator is in `townlet.reference`.
 """
 

@@ -18,9 +18,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/peak.h"
 #include "plain.h"
-#include "td_unroll.h"
 
 namespace {
 

@@ -13,8 +13,8 @@
 #include <sys/mman.h>
 #endif
 
-#include "../td_unroll.h"
 #include "arena.h"
+#include "kernels.h"
 
 namespace townlet {
 

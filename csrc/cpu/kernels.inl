@@ -10,10 +10,10 @@
 #include <immintrin.h>
 #endif
 
-#include "../lstm_cell.h"
-#include "../td_target.h"
-#include "../td_unroll.h"
+#include "../math/lstm_cell.h"
+#include "../math/td_target.h"
 #include "arena.h"
+#include "kernels.h"
 
 namespace townlet {
 namespace TOWNLET_ISA {
@@ -26,8 +26,8 @@ constexpr int kRows = TOWNLET_ROWS;
 #include "gemm.h"
 #include "pack.h"
 #include "lstm.h"
-#include "td.h"
-#include "lstm_ops.h"
+#include "td_unroll.h"
+#include "lstm_unroll.h"
 #include "act.h"
 #include "adam.h"
 #include "spatial.h"

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../net.h"
+#include "../ops/net.h"
 #include "plan.h"
 
 namespace townlet {
@@ -50,7 +50,7 @@ Tensor product_bf16(const Tensor& a, const Tensor& b) {
 }  // namespace
 }  // namespace townlet
 
-#include "ops_impl.h"
+#include "ops.inl"
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CUDA, m) {
   m.impl("pack", TORCH_BOX(&townlet::pack_gpu));

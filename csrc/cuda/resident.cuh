@@ -16,7 +16,7 @@
 //
 // A thread keeps its cells (4 M pairs of row and unit) for all of time, and with them c, dc and the next step's inputs.
 
-#include "../lstm_cell.h"
+#include "../math/lstm_cell.h"
 #include "exchange.cuh"
 #include "launch.h"
 #include "resident_plan.h"

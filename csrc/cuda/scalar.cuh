@@ -1,5 +1,5 @@
 #pragma once
-// Scalars of the kernels: the cell's functions for lstm_cell.h, and bfloat16.
+// Scalars of the kernels: the cell's functions for math/lstm_cell.h, and bfloat16.
 
 #include <cuda_runtime.h>
 

@@ -6,7 +6,7 @@
 // lies in y and c_final, in the backward pass in gates and dc0: each number is written by the thread that owns it and
 // read by the next launch, so that no barrier is needed beside the end of a launch.
 
-#include "../lstm_cell.h"
+#include "../math/lstm_cell.h"
 #include "launch.h"
 #include "scalar.cuh"
 #include "unroll.h"

@@ -1,9 +1,9 @@
 #pragma once
-// TD target, loss and its gradient on the GPU (td.cu); td_target.h has the mathematics.
+// TD target, loss and its gradient on the GPU (td.cu); math/td_target.h has the mathematics.
 
 #include <cstdint>
 
-#include "../td_target.h"
+#include "../math/td_target.h"
 
 namespace townlet::cuda {
 

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <utility>
 
-#include "../philox.h"
+#include "../math/philox.h"
 
 namespace townlet {
 
@@ -14,7 +14,7 @@ using namespace rules;
 
 namespace {
 
-constexpr std::uint32_t kStream = 0;  // of philox.h
+constexpr std::uint32_t kStream = 0;  // of math/philox.h
 enum Slot : std::uint32_t {
   kSlotHour,
   kSlotEnergy,

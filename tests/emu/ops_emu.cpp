@@ -1,7 +1,7 @@
 // The operators of csrc/cuda on the host shim, as torch.ops.townlet_emu.*: same schemas, CPU tensors.
 
 #include "../../csrc/cuda/plan.h"
-#include "../../csrc/net.h"
+#include "../../csrc/ops/net.h"
 #include "cuda_runtime.h"
 
 namespace townlet {
@@ -36,7 +36,7 @@ void leave_out(int64_t index) {
 }  // namespace
 }  // namespace townlet
 
-#include "../../csrc/cuda/ops_impl.h"
+#include "../../csrc/cuda/ops.inl"
 
 STABLE_TORCH_LIBRARY(townlet_emu, m) {
   m.def("set_order(int order) -> ()");

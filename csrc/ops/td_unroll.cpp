@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "cuda/plan.h"
+#include "../cuda/plan.h"
 #include "net.h"
 
 // P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.

@@ -1,6 +1,6 @@
 // townlet._C: what Python needs from C++ with numpy arrays at the border, and no torch.
 //
-//   philox_block, philox_uniform   counter-based random numbers (philox.h)
+//   philox_block, philox_uniform   counter-based random numbers (math/philox.h)
 //   Town                           the survival world (town/)
 //   measure_peak                   the benchmarks' yardstick (cpu/peak.h)
 //   build_info                     compiler and language standard of this build
@@ -13,9 +13,9 @@
 #include <string>
 #include <utility>
 
-#include "cpu/peak.h"
-#include "philox.h"
-#include "town/bind.h"
+#include "../cpu/peak.h"
+#include "../math/philox.h"
+#include "bind_town.h"
 
 namespace py = pybind11;
 

@@ -1,10 +1,10 @@
 // Acting in one call: the network's step (cpu/act.h) and, as soon as a thread has the Q-values of a run of rows, the
-// epsilon-greedy choice for them.  The draws are those of philox.h, a function of (seed, step, environment).
+// epsilon-greedy choice for them.  The draws are those of math/philox.h, a function of (seed, step, environment).
 
 #include <atomic>
 #include <tuple>
 
-#include "philox.h"
+#include "../math/philox.h"
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
 namespace townlet {
 namespace {
 
-constexpr uint32_t kActingStream = 1;  // of philox.h
+constexpr uint32_t kActingStream = 1;  // of math/philox.h
 
 int64_t round_up_lanes(int64_t n) { return (n + kernels().lanes - 1) / kernels().lanes * kernels().lanes; }
 

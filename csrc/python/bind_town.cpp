@@ -1,6 +1,6 @@
 // numpy <-> Town.  Arguments are validated in townlet/envs/town.py, which users call; here only what memory safety
 // needs is checked again: shapes, dtypes, and the ranges of numbers used as indices.
-#include "bind.h"
+#include "bind_town.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -11,7 +11,7 @@
 #include <string>
 #include <type_traits>
 
-#include "town.h"
+#include "../town/town.h"
 
 namespace py = pybind11;
 

@@ -1,4 +1,3 @@
-#pragma once
 // The torch side of the operators on a GPU: tensors in, launches out.  Compiled for CUDA (ops_cuda.cpp) and for the
 // host shim of the tests.  The includer has defined, in townlet's anonymous namespace:
 //   struct Guard            makes a tensor's device current
@@ -13,7 +12,7 @@
 #include <limits>
 #include <tuple>
 
-#include "../net.h"
+#include "../ops/net.h"
 #include "plan.h"
 #include "resident.h"
 #include "rows.h"

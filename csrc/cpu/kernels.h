@@ -1,11 +1,11 @@
 #pragma once
-// What crosses the boundary between the torch side (ops.cpp) and the CPU kernels (cpu/): plain structs of sizes and
+// What crosses the boundary between the operators (ops/) and the CPU kernels of this folder: plain structs of sizes and
 // contiguous arrays, no torch and no std containers, so that one kernel source can be compiled for several ISAs.
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "td_target.h"
+#include "../math/td_target.h"
 
 namespace townlet {
 

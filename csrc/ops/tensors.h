@@ -13,7 +13,7 @@
 #include <optional>
 #include <vector>
 
-#include "td_unroll.h"
+#include "../cpu/kernels.h"
 
 namespace townlet {
 
