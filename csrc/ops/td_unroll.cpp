@@ -1,27 +1,11 @@
-// The operators' schemas (the table of contents of this library), their checks, and their CPU implementations over
-// the kernels of cpu/.  Shapes are checked for people in townlet/ops.py; here only so that no call can read out of
-// bounds.  Stable ABI only: one build loads in every torch from 2.11 on.
+// The fused update as an operator over cpu/td_unroll.h: loss, TD errors and gradients of P recurrent Q-networks.
 
 #include <algorithm>
 #include <tuple>
 
-#include "../cuda/plan.h"
 #include "net.h"
 
-// P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
-STABLE_TORCH_LIBRARY(townlet, m) {
-  // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
-  m.def("lanes() -> int");
-  // bfloat16 values in a 32-bit word of their panels
-  m.def("bf16_pack() -> int");
-  // the instruction set in use, and all that were built and that this CPU runs: 1 portable, 2 avx2, 4 avx512, 8
-  // avx512_bf16
-  m.def("isa() -> int");
-  m.def("isa_levels() -> int");
-  // panels of one network: [P, packed size]
-  m.def(
-      "pack(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
-      "Tensor? w_val, Tensor? b_val, bool bf16) -> Tensor");
+STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
   // loss, td_error, priority, q_taken, h_final, c_final; then the gradients of sum(loss) with respect to
   // features_online and the nine online weights (empty where not asked for)
   m.def(
@@ -44,48 +28,10 @@ STABLE_TORCH_LIBRARY(townlet, m) {
   m.def(
       "td_unroll_scratch(int P, int B, int S, int D, int H, int head, int A, bool dueling, int burn_in, bool bf16, "
       "bool param_grads, bool feature_grads) -> int");
-  // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
-  m.def("unroll_plan(int arch, int sms, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
-  // bytes that the last call on any thread took from the scratch pool
-  m.def("last_scratch() -> int");
-  // y, h_T, c_T, and what the backward pass needs (empty where not asked for)
-  m.def(
-      "lstm_unroll(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? reset, bool save) -> "
-      "(Tensor, Tensor, Tensor, Tensor)");
-  // gradients of x, h0, c0, w_ih, w_hh, bias
-  m.def(
-      "lstm_unroll_backward(Tensor dy, Tensor dh, Tensor dc, Tensor saved, Tensor x, Tensor w_ih, Tensor w_hh, "
-      "Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // one acting step from packed weights: h, c
-  m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
 }
 
 namespace townlet {
 namespace {
-
-// Floats of one member's panels; townlet/ops.py states the same formula for the fake kernel.
-int64_t packed_size(const NetSizes& n, bool bf16) {
-  const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
-  const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
-  const auto words = [pack](int64_t x) { return (x + pack - 1) / pack; };
-  const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
-  return 4 * up(n.H) * (words(n.D) + words(n.H) + 1) + (n.fc ? (words(n.H) + 1) * up(n.F) : 0) +
-         (words(n.F) + 1) * outputs;
-}
-
-int64_t lanes() { return kernels().lanes; }
-int64_t bf16_pack() { return kernels().bf16_pack; }
-int64_t isa() { return kernels().bit; }
-int64_t last_scratch() { return last_arena_bytes(); }
-int64_t isa_levels() { return runnable(); }
-
-Tensor pack_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc, const Optional& b_fc,
-                const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val, const Optional& b_val, bool bf16) {
-  const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
-  Tensor out = empty(w_ih, {net.n.P, packed_size(net.n, bf16)});
-  kernels().pack(net.n, net.view(), bf16, out.mutable_data_ptr<float>(), kParallel);
-  return out;
-}
 
 using TDValues = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // the gradient of features last
 
@@ -227,12 +173,6 @@ TDValues td_unroll_into_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor
                 &grad);
 }
 
-std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16,
-                        int64_t chains, bool backward) {
-  const cuda::Gpu gpu{static_cast<int>(arch), static_cast<int>(sms)};
-  return cuda::describe(cuda::plan_unroll(gpu, {P, B, T, H, bf16, static_cast<int>(chains), backward}));
-}
-
 int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H, int64_t head, int64_t A, bool dueling,
                           int64_t burn_in, bool bf16, bool param_grads, bool feature_grads) {
   float wanted = 0.0f;
@@ -247,129 +187,13 @@ int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H,
   return kernels().td_unroll_scratch(q);
 }
 
-struct LstmSizes {
-  int64_t P, B, T, D, H;
-  // floats kept for the backward pass; townlet/ops.py states the same formula for the fake kernel
-  int64_t saved() const {
-    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = ((D + Hp + v - 1) / v | 1) * v;
-    return P * B * (T * (ldx + 5 * Hp) + (T + 1) * Hp);
-  }
-};
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias,
-                                                           const Optional& reset, bool save) {
-  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
-  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
-  STD_TORCH_CHECK(n.P > 0 && n.B > 0 && n.T > 0 && n.D > 0 && n.H > 0, "x: expected positive sizes");
-  const Tensor xc = need(x, "x", {n.P, n.B, n.T, n.D}, kFloat);
-  const Tensor h = need(h0, "h0", {n.P, n.B, n.H}, kFloat), c = need(c0, "c0", {n.P, n.B, n.H}, kFloat);
-  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
-               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
-  const Tensor b = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
-  Tensor y = empty(x, {n.P, n.B, n.T, n.H}), hT = empty(x, {n.P, n.B, n.H}), cT = empty(x, {n.P, n.B, n.H});
-  Tensor saved = empty(x, {save ? n.saved() : 0});
-  const UnrollProblem q{n.P,
-                        n.B,
-                        n.T,
-                        n.D,
-                        n.H,
-                        fp(xc),
-                        fp(h),
-                        fp(c),
-                        fp(wi),
-                        fp(wh),
-                        fp(b),
-                        bp(first),
-                        y.mutable_data_ptr<float>(),
-                        hT.mutable_data_ptr<float>(),
-                        cT.mutable_data_ptr<float>(),
-                        save ? saved.mutable_data_ptr<float>() : nullptr};
-  kernels().lstm_unroll(q, kParallel);
-  return {y, hT, cT, saved};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_cpu(
-    const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& saved, const Tensor& x, const Tensor& w_ih,
-    const Tensor& w_hh, const Optional& reset) {
-  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
-  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
-  const Tensor dyc = need(dy, "dy", {n.P, n.B, n.T, n.H}, kFloat);
-  const Tensor dhc = need(dh, "dh", {n.P, n.B, n.H}, kFloat), dcc = need(dc, "dc", {n.P, n.B, n.H}, kFloat);
-  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
-               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
-  Tensor work = torch::stable::clone(need(saved, "saved", {n.saved()}, kFloat));  // gates turn into their gradients
-  Optional first;
-  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
-  Tensor dx = empty(x, {n.P, n.B, n.T, n.D}), dh0 = empty(x, {n.P, n.B, n.H}), dc0 = empty(x, {n.P, n.B, n.H}),
-         dw_ih = empty(x, {n.P, 4 * n.H, n.D}), dw_hh = empty(x, {n.P, 4 * n.H, n.H}), db = empty(x, {n.P, 4 * n.H});
-  const UnrollGradProblem q{n.P,
-                            n.B,
-                            n.T,
-                            n.D,
-                            n.H,
-                            fp(wi),
-                            fp(wh),
-                            bp(first),
-                            work.mutable_data_ptr<float>(),
-                            fp(dyc),
-                            fp(dhc),
-                            fp(dcc),
-                            dx.mutable_data_ptr<float>(),
-                            dh0.mutable_data_ptr<float>(),
-                            dc0.mutable_data_ptr<float>(),
-                            dw_ih.mutable_data_ptr<float>(),
-                            dw_hh.mutable_data_ptr<float>(),
-                            db.mutable_data_ptr<float>()};
-  kernels().lstm_unroll_backward(q, kParallel);
-  return {dx, dh0, dc0, dw_ih, dw_hh, db};
-}
-
-std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
-                                         const Optional& reset) {
-  STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
-  const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2), v = kernels().lanes;
-  STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
-  STD_TORCH_CHECK(packed.size(1) >= 4 * ((H + v - 1) / v * v) * (D + H + 1), "packed: too small for D and H");
-  const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
-  const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {P, E}, kBool);
-  Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
-  StepProblem q{};
-  q.E = E;
-  q.net = {P, D, H, H, 1, false, false};
-  q.packed = fp(w);
-  q.packed_stride = w.size(1);
-  q.x = fp(xc);
-  q.h = fp(hc);
-  q.c = fp(cc);
-  q.reset = bp(first);
-  q.h_out = h_out.mutable_data_ptr<float>();
-  q.c_out = c_out.mutable_data_ptr<float>();
-  kernels().step(q, kParallel);
-  return {h_out, c_out};
-}
-
 }  // namespace
 }  // namespace townlet
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
-  m.impl("lanes", TORCH_BOX(&townlet::lanes));
-  m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
-  m.impl("isa", TORCH_BOX(&townlet::isa));
   m.impl("td_unroll_scratch", TORCH_BOX(&townlet::td_unroll_scratch));
-  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
-  m.impl("last_scratch", TORCH_BOX(&townlet::last_scratch));
-  m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
-  m.impl("pack", TORCH_BOX(&townlet::pack_cpu));
   m.impl("td_unroll", TORCH_BOX(&townlet::td_unroll_cpu));
   m.impl("td_unroll_into", TORCH_BOX(&townlet::td_unroll_into_cpu));
-  m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_cpu));
-  m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_cpu));
-  m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_cpu));
 }

@@ -1,0 +1,50 @@
+// The library of operators, torch.ops.townlet.  Every operator has a file of its name here, with its schema, its checks
+// and its call of the kernels of cpu/:
+//
+//   td_unroll.cpp   td_unroll, td_unroll_into, td_unroll_scratch   loss and gradients of recurrent Q-networks
+//   lstm.cpp        lstm_unroll, lstm_unroll_backward, lstm_step, unroll_plan
+//   pack.cpp        pack                                           a network's weights in the kernels' layout
+//   act.cpp         act, pack_encoder                              one acting step
+//   adam.cpp        adam_step
+//   replay.cpp      replay_write, replay_windows
+//   spatial.cpp     spatial_encode, spatial_encode_backward        the encoder over the Town's window
+//   library.cpp     lanes, bf16_pack, isa, isa_levels, last_scratch   which CPU kernels run
+//
+// Shapes are checked for people in Python; the operators check them again only so that no call can read out of bounds.
+// tensors.h and net.h hold what the operators share, with those for CUDA tensors in cuda/ops.inl.  In the schemas:
+// P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
+
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY(townlet, m) {
+  // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
+  m.def("lanes() -> int");
+  // bfloat16 values in a 32-bit word of their panels
+  m.def("bf16_pack() -> int");
+  // the instruction set in use, and all that were built and that this CPU runs: 1 portable, 2 avx2, 4 avx512, 8
+  // avx512_bf16
+  m.def("isa() -> int");
+  m.def("isa_levels() -> int");
+  // bytes that the last call on any thread took from the scratch pool
+  m.def("last_scratch() -> int");
+}
+
+namespace townlet {
+namespace {
+
+int64_t lanes() { return kernels().lanes; }
+int64_t bf16_pack() { return kernels().bf16_pack; }
+int64_t isa() { return kernels().bit; }
+int64_t last_scratch() { return last_arena_bytes(); }
+int64_t isa_levels() { return runnable(); }
+
+}  // namespace
+}  // namespace townlet
+
+STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("lanes", TORCH_BOX(&townlet::lanes));
+  m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
+  m.impl("isa", TORCH_BOX(&townlet::isa));
+  m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
+  m.impl("last_scratch", TORCH_BOX(&townlet::last_scratch));
+}

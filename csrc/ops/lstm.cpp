@@ -1,0 +1,149 @@
+// The LSTM over time and its single step as operators over cpu/lstm_unroll.h and cpu/act.h.
+
+#include <string>
+#include <tuple>
+
+#include "../cuda/plan.h"
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
+  // y, h_T, c_T, and what the backward pass needs (empty where not asked for)
+  m.def(
+      "lstm_unroll(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? reset, bool save) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // gradients of x, h0, c0, w_ih, w_hh, bias
+  m.def(
+      "lstm_unroll_backward(Tensor dy, Tensor dh, Tensor dc, Tensor saved, Tensor x, Tensor w_ih, Tensor w_hh, "
+      "Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // one acting step from packed weights: h, c
+  m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
+  // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
+  m.def("unroll_plan(int arch, int sms, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
+}
+
+namespace townlet {
+namespace {
+
+struct LstmSizes {
+  int64_t P, B, T, D, H;
+  // floats kept for the backward pass; townlet/ops.py states the same formula for the fake kernel
+  int64_t saved() const {
+    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = ((D + Hp + v - 1) / v | 1) * v;
+    return P * B * (T * (ldx + 5 * Hp) + (T + 1) * Hp);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias,
+                                                           const Optional& reset, bool save) {
+  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
+  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
+  STD_TORCH_CHECK(n.P > 0 && n.B > 0 && n.T > 0 && n.D > 0 && n.H > 0, "x: expected positive sizes");
+  const Tensor xc = need(x, "x", {n.P, n.B, n.T, n.D}, kFloat);
+  const Tensor h = need(h0, "h0", {n.P, n.B, n.H}, kFloat), c = need(c0, "c0", {n.P, n.B, n.H}, kFloat);
+  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
+               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  const Tensor b = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
+  Optional first;
+  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
+  Tensor y = empty(x, {n.P, n.B, n.T, n.H}), hT = empty(x, {n.P, n.B, n.H}), cT = empty(x, {n.P, n.B, n.H});
+  Tensor saved = empty(x, {save ? n.saved() : 0});
+  const UnrollProblem q{n.P,
+                        n.B,
+                        n.T,
+                        n.D,
+                        n.H,
+                        fp(xc),
+                        fp(h),
+                        fp(c),
+                        fp(wi),
+                        fp(wh),
+                        fp(b),
+                        bp(first),
+                        y.mutable_data_ptr<float>(),
+                        hT.mutable_data_ptr<float>(),
+                        cT.mutable_data_ptr<float>(),
+                        save ? saved.mutable_data_ptr<float>() : nullptr};
+  kernels().lstm_unroll(q, kParallel);
+  return {y, hT, cT, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_cpu(
+    const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& saved, const Tensor& x, const Tensor& w_ih,
+    const Tensor& w_hh, const Optional& reset) {
+  STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
+  const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
+  const Tensor dyc = need(dy, "dy", {n.P, n.B, n.T, n.H}, kFloat);
+  const Tensor dhc = need(dh, "dh", {n.P, n.B, n.H}, kFloat), dcc = need(dc, "dc", {n.P, n.B, n.H}, kFloat);
+  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
+               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  Tensor work = torch::stable::clone(need(saved, "saved", {n.saved()}, kFloat));  // gates turn into their gradients
+  Optional first;
+  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
+  Tensor dx = empty(x, {n.P, n.B, n.T, n.D}), dh0 = empty(x, {n.P, n.B, n.H}), dc0 = empty(x, {n.P, n.B, n.H}),
+         dw_ih = empty(x, {n.P, 4 * n.H, n.D}), dw_hh = empty(x, {n.P, 4 * n.H, n.H}), db = empty(x, {n.P, 4 * n.H});
+  const UnrollGradProblem q{n.P,
+                            n.B,
+                            n.T,
+                            n.D,
+                            n.H,
+                            fp(wi),
+                            fp(wh),
+                            bp(first),
+                            work.mutable_data_ptr<float>(),
+                            fp(dyc),
+                            fp(dhc),
+                            fp(dcc),
+                            dx.mutable_data_ptr<float>(),
+                            dh0.mutable_data_ptr<float>(),
+                            dc0.mutable_data_ptr<float>(),
+                            dw_ih.mutable_data_ptr<float>(),
+                            dw_hh.mutable_data_ptr<float>(),
+                            db.mutable_data_ptr<float>()};
+  kernels().lstm_unroll_backward(q, kParallel);
+  return {dx, dh0, dc0, dw_ih, dw_hh, db};
+}
+
+std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
+                                         const Optional& reset) {
+  STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
+  const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2), v = kernels().lanes;
+  STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
+  STD_TORCH_CHECK(packed.size(1) >= 4 * ((H + v - 1) / v * v) * (D + H + 1), "packed: too small for D and H");
+  const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
+  const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  Optional first;
+  if (reset) first = need(*reset, "reset", {P, E}, kBool);
+  Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
+  StepProblem q{};
+  q.E = E;
+  q.net = {P, D, H, H, 1, false, false};
+  q.packed = fp(w);
+  q.packed_stride = w.size(1);
+  q.x = fp(xc);
+  q.h = fp(hc);
+  q.c = fp(cc);
+  q.reset = bp(first);
+  q.h_out = h_out.mutable_data_ptr<float>();
+  q.c_out = c_out.mutable_data_ptr<float>();
+  kernels().step(q, kParallel);
+  return {h_out, c_out};
+}
+
+std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16,
+                        int64_t chains, bool backward) {
+  const cuda::Gpu gpu{static_cast<int>(arch), static_cast<int>(sms)};
+  return cuda::describe(cuda::plan_unroll(gpu, {P, B, T, H, bf16, static_cast<int>(chains), backward}));
+}
+
+}  // namespace
+}  // namespace townlet
+
+STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
+}
+STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
+  m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_cpu));
+  m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_cpu));
+  m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_cpu));
+}
