@@ -3,7 +3,7 @@
 // Rows never meet, and what a row computes does not depend on the rows beside it; so a shard is whatever shares out
 // well, and results depend neither on the threads nor on how many environments there are.
 
-// A member's panels, layer after layer: the weights, then the biases.  townlet/ops.py states the same size.
+// A member's panels, layer after layer: the weights, then the biases.
 struct EncoderLayout {
   const EncoderSizes& n;
   int64_t layer_floats(int64_t i) const { return (n.widths[i] + 1) * round_up(n.widths[i + 1], kLanes); }
@@ -42,6 +42,8 @@ struct EncoderPack {
     for (int64_t u = 0; u < round_up(n, kLanes); ++u) bias[u] = u < n ? b[u] : 0.0f;
   }
 };
+
+static int64_t encoder_size(const EncoderSizes& n) { return EncoderLayout{n}.size(); }
 
 static void pack_encoder(const EncoderSizes& n, const float* const* weights, const float* const* biases, float* out,
                          Parallel parallel) {

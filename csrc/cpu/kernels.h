@@ -59,7 +59,7 @@ struct UnrollProblem {
   const float *x, *h0, *c0, *w_ih, *w_hh, *bias;
   const bool* reset;  // [P][B][T] or null
   float *y, *h_final, *c_final;
-  float* saved;  // [unroll_saved_size] for the backward pass, or null
+  float* saved;  // [lstm_saved's size] for the backward pass, or null
 };
 
 struct UnrollGradProblem {
@@ -69,6 +69,12 @@ struct UnrollGradProblem {
   float* saved;  // from the forward pass; overwritten
   const float *dy, *dh_final, *dc_final;
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *dbias;
+};
+
+// Floats that lstm_unroll keeps for its backward pass, for each sequence of a member.
+struct SavedSize {
+  int64_t step, rest;  // for each time step, and beside those
+  int64_t of(int64_t P, int64_t B, int64_t T) const { return P * B * (T * step + rest); }
 };
 
 // Dense layers before the LSTM, each with a ReLU behind it.
@@ -125,14 +131,16 @@ struct SpatialGradProblem {
 // One instruction set's build of the kernels.
 struct Kernels {
   const char* name;
-  int bit;        // of this set among all
-  int lanes;      // floats in a vector
-  int bf16_pack;  // bfloat16 values in a 32-bit word of packed weights: 2 with instructions for them, else 1
+  int bit;                                           // of this set among all
+  int lanes;                                         // floats in a vector
+  int64_t (*pack_size)(const NetSizes&, bool bf16);  // floats per member; where A is 0, of the LSTM's part alone
   void (*pack)(const NetSizes&, const NetView&, bool bf16, float* out, Parallel);
   void (*td_unroll)(const TDProblem&, Parallel);
   int64_t (*td_unroll_scratch)(const TDProblem&);  // bytes
+  SavedSize (*lstm_saved)(int64_t D, int64_t H);
   void (*lstm_unroll)(const UnrollProblem&, Parallel);
   void (*lstm_unroll_backward)(const UnrollGradProblem&, Parallel);
+  int64_t (*encoder_size)(const EncoderSizes&);  // floats per member
   void (*pack_encoder)(const EncoderSizes&, const float* const* weights, const float* const* biases, float* out,
                        Parallel);
   void (*step)(const StepProblem&, Parallel);

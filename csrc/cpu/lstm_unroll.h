@@ -1,4 +1,4 @@
-// lstm_unroll and its backward pass (float operands only) and pack, on the parts that td_unroll uses.
+// lstm_unroll and its backward pass (float operands only), on the parts that td_unroll uses.
 // Included inside the namespace of one ISA.
 
 struct UnrollRun {
@@ -149,29 +149,7 @@ struct UnrollBackward : UnrollRun {
 
 static void lstm_unroll_backward(const UnrollGradProblem& q, Parallel parallel) { UnrollBackward(q).run(parallel); }
 
-template <class Op>
-struct PackRun {
-  NetLayout<Op> net;
-  const NetView& view;
-  float* out;
-
-  void work(int64_t item) const {
-    const int64_t blocks = net.Hp / kLanes, p = item / (blocks + 1), j = item % (blocks + 1), D = net.D, H = net.H;
-    float* to = out + p * net.size;
-    if (j == blocks)
-      pack_head(net, view, p, false, to);
-    else
-      pack_gate_block(net, view.w_ih + p * 4 * H * D, view.w_hh + p * 4 * H * H, view.bias + p * 4 * H, j, to);
-  }
-  void run(int64_t P, Parallel parallel) {
-    parallel.run(P * (net.Hp / kLanes + 1), this,
-                 [](void* self, int64_t i) { static_cast<const PackRun*>(self)->work(i); });
-  }
-};
-
-static void pack(const NetSizes& sizes, const NetView& view, bool bf16, float* out, Parallel parallel) {
-  if (bf16)
-    PackRun<Bfloat16>{NetLayout<Bfloat16>(sizes), view, out}.run(sizes.P, parallel);
-  else
-    PackRun<Float>{NetLayout<Float>(sizes), view, out}.run(sizes.P, parallel);
+static SavedSize lstm_saved(int64_t D, int64_t H) {
+  const auto floats = [=](int64_t T) { return LstmScratch<Float>::floats_per_row(T, T, D, H); };
+  return {floats(1) - floats(0), floats(0)};
 }

@@ -126,3 +126,34 @@ static inline void pack_head(const NetLayout<Op>& l, const NetView& net, int64_t
     out[l.out_bias + n] = n < l.A ? net.b_adv[p * l.A + n] : n < l.outputs ? net.b_val[p] : 0.0f;
   if (backward) pack_rows<Op>(l.outputs, F, 0, panels(F), out + l.out_back, output);
 }
+
+template <class Op>
+struct PackRun {
+  NetLayout<Op> net;
+  const NetView& view;
+  float* out;
+
+  void work(int64_t item) const {
+    const int64_t blocks = net.Hp / kLanes, p = item / (blocks + 1), j = item % (blocks + 1), D = net.D, H = net.H;
+    float* to = out + p * net.size;
+    if (j == blocks)
+      pack_head(net, view, p, false, to);
+    else
+      pack_gate_block(net, view.w_ih + p * 4 * H * D, view.w_hh + p * 4 * H * H, view.bias + p * 4 * H, j, to);
+  }
+  void run(int64_t P, Parallel parallel) {
+    parallel.run(P * (net.Hp / kLanes + 1), this,
+                 [](void* self, int64_t i) { static_cast<const PackRun*>(self)->work(i); });
+  }
+};
+
+static void pack(const NetSizes& sizes, const NetView& view, bool bf16, float* out, Parallel parallel) {
+  if (bf16)
+    PackRun<Bfloat16>{NetLayout<Bfloat16>(sizes), view, out}.run(sizes.P, parallel);
+  else
+    PackRun<Float>{NetLayout<Float>(sizes), view, out}.run(sizes.P, parallel);
+}
+
+static int64_t pack_size(const NetSizes& n, bool bf16) {
+  return bf16 ? NetLayout<Bfloat16>(n).size : NetLayout<Float>(n).size;
+}

@@ -304,11 +304,12 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
           n.dueling ? on.sum_rows(d_val) : none};
 }
 
-// What lstm_unroll keeps for its backward pass, one behind the other; townlet/ops.py states the size for the fake
-// kernel.
+// What lstm_unroll keeps for its backward pass, one behind the other.
 struct Saved {
   Tensor gates, cells, before, c0;
-  static int64_t numbers(int64_t P, int64_t B, int64_t T, int64_t H) { return P * B * (T * 6 + 1) * H; }
+  static int64_t numbers(int64_t P, int64_t B, int64_t T, int64_t H) { 
+    return P * B * (T * cuda::kSavedPerStep + cuda::kSavedBeside) * H;
+  }
   Saved(const Tensor& flat, int64_t P, int64_t B, int64_t T, int64_t H) {
     Parts parts(flat);
     gates = parts.take({P, B * T, 4 * H});

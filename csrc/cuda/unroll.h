@@ -10,6 +10,10 @@
 
 namespace townlet::cuda {
 
+// What lstm_unroll keeps for its backward pass, in rows of H floats for each sequence: at each step the four gates, the
+// cell state and the output before the step, and beside those c0.
+constexpr int64_t kSavedPerStep = 6, kSavedBeside = 1;
+
 // One network's chain over all of time; P members, B sequences, T steps.
 struct Chain {
   const float* gx;           // [P][B][T][4H] input projections with the bias

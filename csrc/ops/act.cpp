@@ -8,8 +8,10 @@
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
-  // panels of P encoders, weights[i] [P, out, in] and biases[i] [P, out]: [P, packed size]
+  // panels of P encoders, weights[i] [P, out, in] and biases[i] [P, out]: [P, encoder_size]
   m.def("pack_encoder(Tensor[] weights, Tensor[] biases) -> Tensor");
+  // floats of one encoder's panels; widths: what comes in, then what each layer puts out
+  m.def("encoder_size(int[] widths) -> int");
   // action, q, h, c; packed is pack's, encoder is pack_encoder's; head: units of the head's hidden layer, 0 for none
   m.def(
       "act(Tensor obs, Tensor h, Tensor c, Tensor? reset, Tensor? legal, Tensor? epsilon, Tensor? seeds, int step, "
@@ -22,13 +24,13 @@ namespace {
 
 constexpr uint32_t kActingStream = 1;  // of math/philox.h
 
-int64_t round_up_lanes(int64_t n) { return (n + kernels().lanes - 1) / kernels().lanes * kernels().lanes; }
-
-int64_t encoder_size(const std::vector<int64_t>& widths) {
-  int64_t size = 0;
-  for (size_t i = 0; i + 1 < widths.size(); ++i) size += (widths[i] + 1) * round_up_lanes(widths[i + 1]);
-  return size;
+EncoderSizes sizes_of(int64_t P, const std::vector<int64_t>& widths) {
+  STD_TORCH_CHECK(!widths.empty(), "widths: expected at least one");
+  for (int64_t width : widths) STD_TORCH_CHECK(width > 0, "widths: expected positive sizes");
+  return {P, static_cast<int64_t>(widths.size()) - 1, widths.data()};
 }
+
+int64_t encoder_size(const std::vector<int64_t>& widths) { return kernels().encoder_size(sizes_of(1, widths)); }
 
 Tensor pack_encoder_cpu(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
   STD_TORCH_CHECK(!weights.empty() && weights.size() == biases.size(),
@@ -49,8 +51,7 @@ Tensor pack_encoder_cpu(const std::vector<Tensor>& weights, const std::vector<Te
     widths.push_back(out);
   }
   Tensor packed = empty(weights[0], {P, encoder_size(widths)});
-  const EncoderSizes n{P, static_cast<int64_t>(w.size()), widths.data()};
-  kernels().pack_encoder(n, w.data(), b.data(), packed.mutable_data_ptr<float>(), kParallel);
+  kernels().pack_encoder(sizes_of(P, widths), w.data(), b.data(), packed.mutable_data_ptr<float>(), kParallel);
   return packed;
 }
 
@@ -94,17 +95,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tens
                                                    const Tensor& packed, int64_t head, int64_t actions, bool dueling) {
   STD_TORCH_CHECK(obs.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "obs: expected [P, E, obs_size]");
   const int64_t P = obs.size(0), E = obs.size(1), H = h.size(2), A = actions;
-  STD_TORCH_CHECK(!widths.empty() && encoder.has_value() == (widths.size() > 1), "encoder: does not fit widths");
-  for (int64_t width : widths) STD_TORCH_CHECK(width > 0, "widths: expected positive sizes");
-  const int64_t D = widths.back(), F = head ? head : H, outputs = round_up_lanes(A + (dueling ? 1 : 0));
+  const EncoderSizes sizes = sizes_of(P, widths);
+  STD_TORCH_CHECK(encoder.has_value() == (sizes.layers > 0), "encoder: does not fit widths");
   STD_TORCH_CHECK(P > 0 && E > 0 && H > 0 && A > 0 && head >= 0, "act: expected positive sizes");
-  STD_TORCH_CHECK(packed.size(1) == 4 * round_up_lanes(H) * (D + H + 1) + (head ? (H + 1) * round_up_lanes(F) : 0) +
-                                        (F + 1) * outputs,
-                  "packed: does not fit the sizes");
+  const NetSizes net{P, widths.back(), H, head ? head : H, A, head > 0, dueling};
+  STD_TORCH_CHECK(packed.size(1) == kernels().pack_size(net, false), "packed: does not fit the sizes");
   const Tensor x = need(obs, "obs", {P, E, widths[0]}, kFloat), hc = need(h, "h", {P, E, H}, kFloat),
                cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
   Optional layers, first, ok, share, keys;
-  if (encoder) layers = need(*encoder, "encoder", {P, encoder_size(widths)}, kFloat);
+  if (encoder) layers = need(*encoder, "encoder", {P, kernels().encoder_size(sizes)}, kFloat);
   if (reset) first = need(*reset, "reset", {P, E}, kBool);
   if (legal) ok = need(*legal, "legal", {P, E, A}, kBool);
   STD_TORCH_CHECK(epsilon.has_value() == seeds.has_value(), "epsilon and seeds come together");
@@ -126,10 +125,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tens
                 action.mutable_data_ptr<int64_t>()};
   StepProblem q{};
   q.E = E;
-  q.net = {P, D, H, F, A, head > 0, dueling};
+  q.net = net;
   q.packed = fp(w);
   q.packed_stride = w.size(1);
-  q.encoder = {P, static_cast<int64_t>(widths.size()) - 1, widths.data()};
+  q.encoder = sizes;
   q.encoder_packed = fp(layers);
   q.x = fp(x);
   q.h = fp(hc);
@@ -149,6 +148,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tens
 }  // namespace
 }  // namespace townlet
 
+STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("encoder_size", TORCH_BOX(&townlet::encoder_size));
+}
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
   m.impl("pack_encoder", TORCH_BOX(&townlet::pack_encoder_cpu));
   m.impl("act", TORCH_BOX(&townlet::act_cpu));

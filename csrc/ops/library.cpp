@@ -2,13 +2,13 @@
 // and its call of the kernels of cpu/:
 //
 //   td_unroll.cpp   td_unroll, td_unroll_into, td_unroll_scratch   loss and gradients of recurrent Q-networks
-//   lstm.cpp        lstm_unroll, lstm_unroll_backward, lstm_step, unroll_plan
-//   pack.cpp        pack                                           a network's weights in the kernels' layout
-//   act.cpp         act, pack_encoder                              one acting step
+//   lstm.cpp        lstm_unroll, lstm_unroll_backward, lstm_saved_size, lstm_step, unroll_plan
+//   pack.cpp        pack, pack_size                                a network's weights in the kernels' layout
+//   act.cpp         act, pack_encoder, encoder_size                one acting step
 //   adam.cpp        adam_step
 //   replay.cpp      replay_write, replay_windows
 //   spatial.cpp     spatial_encode, spatial_encode_backward        the encoder over the Town's window
-//   library.cpp     lanes, bf16_pack, isa, isa_levels, last_scratch   which CPU kernels run
+//   library.cpp     lanes, isa, isa_levels, last_scratch   which CPU kernels run
 //
 // Shapes are checked for people in Python; the operators check them again only so that no call can read out of bounds.
 // tensors.h and net.h hold what the operators share, with those for CUDA tensors in cuda/ops.inl.  In the schemas:
@@ -19,8 +19,6 @@
 STABLE_TORCH_LIBRARY(townlet, m) {
   // vector lanes of the kernels in use: 16 avx512, 8 avx2, 4 portable
   m.def("lanes() -> int");
-  // bfloat16 values in a 32-bit word of their panels
-  m.def("bf16_pack() -> int");
   // the instruction set in use, and all that were built and that this CPU runs: 1 portable, 2 avx2, 4 avx512, 8
   // avx512_bf16
   m.def("isa() -> int");
@@ -33,7 +31,6 @@ namespace townlet {
 namespace {
 
 int64_t lanes() { return kernels().lanes; }
-int64_t bf16_pack() { return kernels().bf16_pack; }
 int64_t isa() { return kernels().bit; }
 int64_t last_scratch() { return last_arena_bytes(); }
 int64_t isa_levels() { return runnable(); }
@@ -43,7 +40,6 @@ int64_t isa_levels() { return runnable(); }
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("lanes", TORCH_BOX(&townlet::lanes));
-  m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
   m.impl("isa", TORCH_BOX(&townlet::isa));
   m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
   m.impl("last_scratch", TORCH_BOX(&townlet::last_scratch));

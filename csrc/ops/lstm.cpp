@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../cuda/plan.h"
+#include "../cuda/unroll.h"
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
@@ -15,6 +16,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
   m.def(
       "lstm_unroll_backward(Tensor dy, Tensor dh, Tensor dc, Tensor saved, Tensor x, Tensor w_ih, Tensor w_hh, "
       "Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // floats that lstm_unroll keeps of a sequence for its backward pass: for each time step, and beside those
+  m.def("lstm_saved_size(int D, int H, bool cuda) -> (int, int)");
   // one acting step from packed weights: h, c
   m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
   // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
@@ -26,11 +29,7 @@ namespace {
 
 struct LstmSizes {
   int64_t P, B, T, D, H;
-  // floats kept for the backward pass; townlet/ops.py states the same formula for the fake kernel
-  int64_t saved() const {
-    const int64_t v = kernels().lanes, Hp = (H + v - 1) / v * v, ldx = ((D + Hp + v - 1) / v | 1) * v;
-    return P * B * (T * (ldx + 5 * Hp) + (T + 1) * Hp);
-  }
+  int64_t saved() const { return kernels().lstm_saved(D, H).of(P, B, T); }  // floats for the backward pass
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
@@ -107,9 +106,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_
 std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
                                          const Optional& reset) {
   STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
-  const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2), v = kernels().lanes;
+  const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2);
   STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
-  STD_TORCH_CHECK(packed.size(1) >= 4 * ((H + v - 1) / v * v) * (D + H + 1), "packed: too small for D and H");
+  const NetSizes net{P, D, H, H, 0, false, false};  // the LSTM alone
+  STD_TORCH_CHECK(packed.size(1) >= kernels().pack_size(net, false), "packed: too small for D and H");
   const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
   const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
   Optional first;
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const
   Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
   StepProblem q{};
   q.E = E;
-  q.net = {P, D, H, H, 1, false, false};
+  q.net = net;
   q.packed = fp(w);
   q.packed_stride = w.size(1);
   q.x = fp(xc);
@@ -130,6 +130,13 @@ std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const
   return {h_out, c_out};
 }
 
+std::tuple<int64_t, int64_t> lstm_saved_size(int64_t D, int64_t H, bool cuda) {
+  STD_TORCH_CHECK(D > 0 && H > 0, "lstm_saved_size: expected positive sizes");
+  if (cuda) return {cuda::kSavedPerStep * H, cuda::kSavedBeside * H};
+  const SavedSize size = kernels().lstm_saved(D, H);
+  return {size.step, size.rest};
+}
+
 std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16,
                         int64_t chains, bool backward) {
   const cuda::Gpu gpu{static_cast<int>(arch), static_cast<int>(sms)};
@@ -140,6 +147,7 @@ std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t
 }  // namespace townlet
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("lstm_saved_size", TORCH_BOX(&townlet::lstm_saved_size));
   m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {

@@ -7,16 +7,6 @@
 
 namespace townlet {
 
-// Floats of one member's panels; townlet/ops.py states the same formula for the fake kernel.
-inline int64_t packed_size(const NetSizes& n, bool bf16) {
-  const int64_t v = kernels().lanes, pack = bf16 ? kernels().bf16_pack : 1;
-  const auto up = [v](int64_t x) { return (x + v - 1) / v * v; };
-  const auto words = [pack](int64_t x) { return (x + pack - 1) / pack; };
-  const int64_t outputs = up(n.A + (n.dueling ? 1 : 0));
-  return 4 * up(n.H) * (words(n.D) + words(n.H) + 1) + (n.fc ? (words(n.H) + 1) * up(n.F) : 0) +
-         (words(n.F) + 1) * outputs;
-}
-
 // A network's weights, contiguous, with their sizes.
 struct Net {
   Tensor w_ih, w_hh, bias, w_adv, b_adv;

@@ -50,7 +50,7 @@ TDValues run_td(const Net& net, const Optional& target, const Tensor& features_o
   const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
   Optional xt, packed, ok;
   if (target) xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
-  if (target) packed = need(*target, "target", {P, packed_size(net.n, bf16)}, kFloat);
+  if (target) packed = need(*target, "target", {P, kernels().pack_size(net.n, bf16)}, kFloat);
   if (legal) ok = need(*legal, "legal", {P, B, T, n.A}, kBool);
   const Tensor h = need(h0, "h0", {P, B, n.H}, kFloat), c = need(c0, "c0", {P, B, n.H}, kFloat);
   const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);
