@@ -122,7 +122,17 @@ def test_every_op_is_sampled() -> None:
     plain = {n for n in names if "Tensor" not in str(getattr(torch.ops.townlet, n[9:-8]).default._schema)}
     assert plain == {
         f"townlet::{name}.default"
-        for name in ("lanes", "bf16_pack", "isa", "isa_levels", "td_unroll_scratch", "last_scratch", "unroll_plan")
+        for name in (
+            "lanes",
+            "isa",
+            "isa_levels",
+            "last_scratch",
+            "td_unroll_scratch",
+            "pack_size",
+            "encoder_size",
+            "lstm_saved_size",
+            "unroll_plan",
+        )
     }
     assert names - plain == {name for name, _, _ in CALLS}
 

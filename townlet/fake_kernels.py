@@ -7,27 +7,16 @@ import torch
 from . import _native as _native  # loads the libraries that register torch.ops.townlet
 from .autograd import TD_FEATURES, TD_WEIGHTS
 
-_LANES: int = torch.ops.townlet.lanes()
-
-
-def _up(n: int) -> int:
-    return (n + _LANES - 1) // _LANES * _LANES
-
 
 @torch.library.register_fake("townlet::pack")
 def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
     if w_ih.device.type == "cuda":  # the weights themselves, one part behind the other
         parts = (w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val)
         return w_ih.new_empty(w_ih.shape[0], sum(w[0].numel() for w in parts if w is not None))
-    P, _, D = w_ih.shape
-    H, F, outputs = w_hh.shape[2], w_adv.shape[2], w_adv.shape[1] + (w_val is not None)
-    pack = torch.ops.townlet.bf16_pack() if bf16 else 1
-
-    def words(n):
-        return (n + pack - 1) // pack
-
-    fc = 0 if w_fc is None else (words(H) + 1) * _up(F)
-    return w_ih.new_empty(P, 4 * _up(H) * (words(D) + words(H) + 1) + fc + (words(F) + 1) * _up(outputs))
+    head = 0 if w_fc is None else int(w_adv.shape[2])
+    # sizes of a network are numbers in a compiled graph, those of a batch may be symbols
+    D, H, A = int(w_ih.shape[2]), int(w_hh.shape[2]), int(w_adv.shape[1])
+    return w_ih.new_empty(w_ih.shape[0], torch.ops.townlet.pack_size(D, H, head, A, w_val is not None, bf16))
 
 
 @torch.library.register_fake("townlet::td_unroll")
@@ -51,10 +40,8 @@ def _td_unroll_into_fake(*args):
 def _lstm_unroll_fake(x, h0, c0, w_ih, w_hh, bias, reset, save):
     P, B, T, D = x.shape
     H = w_hh.shape[2]
-    row = (_up(D + _up(H)) // _LANES // 2 * 2 + 1) * _LANES  # an odd number of vectors
-    saved = P * B * (T * (row + 5 * _up(H)) + (T + 1) * _up(H))
-    if x.device.type == "cuda":
-        saved = P * B * (6 * T + 1) * H
+    step, rest = torch.ops.townlet.lstm_saved_size(int(D), int(H), x.device.type == "cuda")
+    saved = P * B * (T * step + rest)
     return x.new_empty(P, B, T, H), h0.new_empty(h0.shape), c0.new_empty(c0.shape), x.new_empty(saved if save else 0)
 
 
@@ -71,7 +58,8 @@ def _lstm_step_fake(x, h, c, packed, reset):
 
 @torch.library.register_fake("townlet::pack_encoder")
 def _pack_encoder_fake(weights, biases):
-    return weights[0].new_empty(weights[0].shape[0], sum((w.shape[2] + 1) * _up(w.shape[1]) for w in weights))
+    widths = [int(weights[0].shape[2]), *(int(w.shape[1]) for w in weights)]
+    return weights[0].new_empty(weights[0].shape[0], torch.ops.townlet.encoder_size(widths))
 
 
 @torch.library.register_fake("townlet::act")
