@@ -14,7 +14,7 @@ def _pack_fake(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val, bf16):
         parts = (w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val)
         return w_ih.new_empty(w_ih.shape[0], sum(w[0].numel() for w in parts if w is not None))
     head = 0 if w_fc is None else int(w_adv.shape[2])
-    # sizes of a network are numbers in a compiled graph, those of a batch may be symbols
+    # The sizes of a network are numbers in a compiled graph; those of a batch may be symbols.
     D, H, A = int(w_ih.shape[2]), int(w_hh.shape[2]), int(w_adv.shape[1])
     return w_ih.new_empty(w_ih.shape[0], torch.ops.townlet.pack_size(D, H, head, A, w_val is not None, bf16))
 

@@ -112,40 +112,40 @@ struct Update {
   static const bool* flags(const std::vector<char>& v) { return reinterpret_cast<const bool*>(v.data()); }
 
   void run() {
-    townlet::TDProblem q{};
-    q.net = sizes();
-    q.B = n.B;
-    q.S = n.S;
-    q.td = {1, 0, true, 0.0f, 1.0f, 0.9f};
-    q.bf16 = bf16;
-    q.online = view(net);
-    q.target = packed.data();
-    q.features_online = x.data();
-    q.features_target = x_target.data();
-    q.h0 = h0.data();
-    q.c0 = c0.data();
-    q.action = action.data();
-    q.reward = reward.data();
-    q.terminated = flags(terminated);
-    q.reset = flags(reset);
-    q.mask = flags(mask);
-    q.weight = weight.data();
-    q.gamma = gamma.data();
-    q.loss = loss.data();
-    q.td_error = td_error.data();
-    q.priority = priority.data();
-    q.q_taken = q_taken.data();
-    q.h_final = h_final.data();
-    q.c_final = c_final.data();
-    q.param_grads = true;
+    townlet::TDProblem problem{};
+    problem.net = sizes();
+    problem.B = n.B;
+    problem.S = n.S;
+    problem.td = {1, 0, true, 0.0f, 1.0f, 0.9f};
+    problem.bf16 = bf16;
+    problem.online = view(net);
+    problem.target = packed.data();
+    problem.features_online = x.data();
+    problem.features_target = x_target.data();
+    problem.h0 = h0.data();
+    problem.c0 = c0.data();
+    problem.action = action.data();
+    problem.reward = reward.data();
+    problem.terminated = flags(terminated);
+    problem.reset = flags(reset);
+    problem.mask = flags(mask);
+    problem.weight = weight.data();
+    problem.gamma = gamma.data();
+    problem.loss = loss.data();
+    problem.td_error = td_error.data();
+    problem.priority = priority.data();
+    problem.q_taken = q_taken.data();
+    problem.h_final = h_final.data();
+    problem.c_final = c_final.data();
+    problem.param_grads = true;
     const auto rows = [this](int part) { return townlet::GradRows{grad[part].data(), 0}; };  // of one member
-    q.grad.w_ih = rows(plain::kWIh);
-    q.grad.w_hh = rows(plain::kWHh);
-    q.grad.bias = rows(plain::kBias);
-    q.grad.w_adv = rows(plain::kWQ);
-    q.grad.b_adv = rows(plain::kBQ);
-    q.bad_action = &bad_action;
-    kernels().td_unroll(q, kSerial);
+    problem.grad.w_ih = rows(plain::kWIh);
+    problem.grad.w_hh = rows(plain::kWHh);
+    problem.grad.bias = rows(plain::kBias);
+    problem.grad.w_adv = rows(plain::kWQ);
+    problem.grad.b_adv = rows(plain::kBQ);
+    problem.bad_action = &bad_action;
+    kernels().td_unroll(problem, kSerial);
   }
 
   double flops() const {
@@ -175,46 +175,46 @@ struct Unroll {
   }
   void forward() {
     const Shape& n = u.n;
-    const townlet::UnrollProblem q{1,
-                                   n.B,
-                                   n.S + 1,
-                                   n.D,
-                                   n.H,
-                                   u.x.data(),
-                                   u.h0.data(),
-                                   u.c0.data(),
-                                   u.net[plain::kWIh].data(),
-                                   u.net[plain::kWHh].data(),
-                                   u.net[plain::kBias].data(),
-                                   nullptr,
-                                   y.data(),
-                                   h.data(),
-                                   c.data(),
-                                   saved.data()};
-    kernels().lstm_unroll(q, kSerial);
+    const townlet::UnrollProblem problem{1,
+                                         n.B,
+                                         n.S + 1,
+                                         n.D,
+                                         n.H,
+                                         u.x.data(),
+                                         u.h0.data(),
+                                         u.c0.data(),
+                                         u.net[plain::kWIh].data(),
+                                         u.net[plain::kWHh].data(),
+                                         u.net[plain::kBias].data(),
+                                         nullptr,
+                                         y.data(),
+                                         h.data(),
+                                         c.data(),
+                                         saved.data()};
+    kernels().lstm_unroll(problem, kSerial);
   }
   void backward() {
     const Shape& n = u.n;
     const Floats none(n.B * n.H);
-    const townlet::UnrollGradProblem q{1,
-                                       n.B,
-                                       n.S + 1,
-                                       n.D,
-                                       n.H,
-                                       u.net[plain::kWIh].data(),
-                                       u.net[plain::kWHh].data(),
-                                       nullptr,
-                                       saved.data(),
-                                       dy.data(),
-                                       none.data(),
-                                       none.data(),
-                                       dx.data(),
-                                       dh0.data(),
-                                       dc0.data(),
-                                       dw_ih.data(),
-                                       dw_hh.data(),
-                                       dbias.data()};
-    kernels().lstm_unroll_backward(q, kSerial);
+    const townlet::UnrollGradProblem problem{1,
+                                             n.B,
+                                             n.S + 1,
+                                             n.D,
+                                             n.H,
+                                             u.net[plain::kWIh].data(),
+                                             u.net[plain::kWHh].data(),
+                                             nullptr,
+                                             saved.data(),
+                                             dy.data(),
+                                             none.data(),
+                                             none.data(),
+                                             dx.data(),
+                                             dh0.data(),
+                                             dc0.data(),
+                                             dw_ih.data(),
+                                             dw_hh.data(),
+                                             dbias.data()};
+    kernels().lstm_unroll_backward(problem, kSerial);
   }
   double flops() const {  // forward, then dx and dh, then the weights' gradients
     const double B = u.n.B, T = static_cast<double>(u.n.S + 1), D = u.n.D, H = u.n.H;
@@ -230,17 +230,17 @@ struct Step {
     u.pack(u.net);
   }
   void run() {
-    townlet::StepProblem q{};
-    q.E = E;
-    q.net = {1, u.n.D, u.n.H, u.n.H, 1, false, false};
-    q.packed = u.packed.data();
-    q.packed_stride = static_cast<std::int64_t>(u.packed.size());
-    q.x = u.x.data();
-    q.h = u.h0.data();
-    q.c = u.c0.data();
-    q.h_out = h.data();
-    q.c_out = c.data();
-    kernels().step(q, kSerial);
+    townlet::StepProblem problem{};
+    problem.E = E;
+    problem.net = {1, u.n.D, u.n.H, u.n.H, 1, false, false};
+    problem.packed = u.packed.data();
+    problem.packed_stride = static_cast<std::int64_t>(u.packed.size());
+    problem.x = u.x.data();
+    problem.h = u.h0.data();
+    problem.c = u.c0.data();
+    problem.h_out = h.data();
+    problem.c_out = c.data();
+    kernels().step(problem, kSerial);
   }
   double flops() const { return 8.0 * static_cast<double>(u.n.H * (u.n.D + u.n.H) * E); }
 };

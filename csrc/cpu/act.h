@@ -53,13 +53,16 @@ static void pack_encoder(const EncoderSizes& n, const float* const* weights, con
 }
 
 struct StepRun {
-  const StepProblem& q;
+  const StepProblem& problem;
   NetLayout<Float> net;
   EncoderLayout encoder;
   int64_t rows, shards, lstm_floats, row_floats;
 
   explicit StepRun(const StepProblem& p)
-      : q(p), net(p.net), encoder{p.encoder}, lstm_floats(LstmScratch<Float>::floats_per_row(1, 1, p.net.D, p.net.H)) {
+      : problem(p),
+        net(p.net),
+        encoder{p.encoder},
+        lstm_floats(LstmScratch<Float>::floats_per_row(1, 1, p.net.D, p.net.H)) {
     // few rows so that all threads get their share, an even number of shards for two; more rows where the weights
     // would not stay in cache between shards
     const int64_t most = 4 * net.Hp * (net.D + net.H) > 256 * 1024 ? 48 : 24;
@@ -67,43 +70,46 @@ struct StepRun {
     rows = (p.E + wanted - 1) / wanted;
     shards = (p.E + rows - 1) / rows;
     // then two hidden layers of the encoder in turn, or the head's hidden layer and Q
-    row_floats = lstm_floats + larger(2 * encoder.widest(), q.q ? net.ldf() + net.outputs_p : 0);
+    row_floats = lstm_floats + larger(2 * encoder.widest(), problem.q ? net.ldf() + net.outputs_p : 0);
   }
 
   void work(int64_t item) const {
-    const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, q.E - e0), at = p * q.E + e0;
+    const int64_t p = item / shards, e0 = item % shards * rows, R = lesser(rows, problem.E - e0),
+                  at = p * problem.E + e0;
     const int64_t D = net.D, H = net.H;
     const Arena scratch(R * row_floats);  // of a shard only: it stays in cache from one shard to the next
     const LstmScratch<Float> l(R, 1, 1, D, H, scratch.data);
     float* spare = scratch.data + R * lstm_floats;
-    const float* w = q.packed + p * q.packed_stride;
-    if (q.encoder.layers)
+    const float* w = problem.packed + p * problem.packed_stride;
+    if (problem.encoder.layers)
       encode(p, at, l, spare);
     else
-      load_features<Float>(R, D, net.Hp, q.x + at * D, D, l.X, l.ldx);
-    const Resets reset{q.reset ? q.reset + at : nullptr, 1, 0};
-    load_state<Float>(R, H, q.h + at * H, q.c + at * H, reset, l.h(0), l.ldx, l.C, net.Hp);
+      load_features<Float>(R, D, net.Hp, problem.x + at * D, D, l.X, l.ldx);
+    const Resets reset{problem.reset ? problem.reset + at : nullptr, 1, 0};
+    load_state<Float>(R, H, problem.h + at * H, problem.c + at * H, reset, l.h(0), l.ldx, l.C, net.Hp);
     project_inputs(R, l, l.X, w, w + net.gate_bias, l.G);
     GateStep<Float> g = step_of(l, 0, w + net.hh, reset);
-    g.h_last = q.h_out + at * H;
+    g.h_last = problem.h_out + at * H;
     gate_step(R, g);
-    for (int64_t r = 0; r < R; ++r) memcpy(q.c_out + (at + r) * H, l.c(1) + r * net.Hp, size_t(H) * sizeof(float));
-    if (q.q) {
+    for (int64_t r = 0; r < R; ++r)
+      memcpy(problem.c_out + (at + r) * H, l.c(1) + r * net.Hp, size_t(H) * sizeof(float));
+    if (problem.q) {
       float* out = spare + R * net.ldf();
       q_values(net, w, R, l.Y, spare, out);
       for (int64_t r = 0; r < R; ++r)
-        memcpy(q.q + (at + r) * net.A, out + r * net.outputs_p, size_t(net.A) * sizeof(float));
+        memcpy(problem.q + (at + r) * net.A, out + r * net.outputs_p, size_t(net.A) * sizeof(float));
     }
-    if (q.done) q.done(q.context, at, R);
+    if (problem.done) problem.done(problem.context, at, R);
   }
 
   // Through all layers into the operand rows x.  The last layer's padding spills over the state, which comes after it.
   void encode(int64_t p, int64_t at, const LstmScratch<Float>& l, float* spare) const {
-    const float *from = q.x + at * q.encoder.widths[0], *w = q.encoder_packed + p * encoder.size();
-    int64_t ld = q.encoder.widths[0];
-    for (int64_t i = 0; i < q.encoder.layers; ++i) {
-      const bool last = i + 1 == q.encoder.layers;
-      const int64_t K = q.encoder.widths[i], Np = round_up(q.encoder.widths[i + 1], kLanes), ldc = last ? l.ldx : Np;
+    const float *from = problem.x + at * problem.encoder.widths[0], *w = problem.encoder_packed + p * encoder.size();
+    int64_t ld = problem.encoder.widths[0];
+    for (int64_t i = 0; i < problem.encoder.layers; ++i) {
+      const bool last = i + 1 == problem.encoder.layers;
+      const int64_t K = problem.encoder.widths[i], Np = round_up(problem.encoder.widths[i + 1], kLanes),
+                    ldc = last ? l.ldx : Np;
       float* to = last ? l.X : spare + (i & 1) * l.R * encoder.widest();
       Gemm<Float> layer{K, from, w, ld, to, ldc, w + K * Np};
       layer.relu = true;
@@ -115,7 +121,8 @@ struct StepRun {
   }
 };
 
-static void step(const StepProblem& q, Parallel parallel) {
-  StepRun run(q);
-  parallel.run(q.net.P * run.shards, &run, [](void* self, int64_t i) { static_cast<const StepRun*>(self)->work(i); });
+static void step(const StepProblem& problem, Parallel parallel) {
+  StepRun run(problem);
+  parallel.run(problem.net.P * run.shards, &run,
+               [](void* self, int64_t i) { static_cast<const StepRun*>(self)->work(i); });
 }

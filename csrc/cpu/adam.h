@@ -6,15 +6,15 @@
 constexpr int64_t kAdamChunk = 1 << 14;
 
 struct AdamRun {
-  const AdamProblem& q;
+  const AdamProblem& problem;
   int64_t chunks;   // per member
   double* partial;  // [P][chunks] sums of squares
 
-  int64_t begin(int64_t item) const { return item / chunks * q.N + item % chunks * kAdamChunk; }
-  int64_t length(int64_t item) const { return lesser(kAdamChunk, q.N - item % chunks * kAdamChunk); }
+  int64_t begin(int64_t item) const { return item / chunks * problem.N + item % chunks * kAdamChunk; }
+  int64_t length(int64_t item) const { return lesser(kAdamChunk, problem.N - item % chunks * kAdamChunk); }
 
   void square(int64_t item) const {
-    const float* g = q.grad + begin(item);
+    const float* g = problem.grad + begin(item);
     const int64_t n = length(item);
     V sum[4] = {};
     int64_t i = 0;
@@ -35,11 +35,12 @@ struct AdamRun {
 
   void update(int64_t item) const {
     const int64_t p = item / chunks, at = begin(item), n = length(item);
-    const float scale = q.clip_norm && q.norm[p] > q.clip_norm[p] ? q.clip_norm[p] / q.norm[p] : 1.0f;
-    const float decay1 = q.decay1, decay2 = q.decay2, eps = q.eps;
-    const float rate = q.lr[p] * q.first_correction, second = q.second_correction;
-    const float* __restrict grad = q.grad + at;
-    float* __restrict w = q.weights + at, * __restrict m = q.m + at, * __restrict v = q.v + at;
+    const float scale =
+        problem.clip_norm && problem.norm[p] > problem.clip_norm[p] ? problem.clip_norm[p] / problem.norm[p] : 1.0f;
+    const float decay1 = problem.decay1, decay2 = problem.decay2, eps = problem.eps;
+    const float rate = problem.lr[p] * problem.first_correction, second = problem.second_correction;
+    const float* __restrict grad = problem.grad + at;
+    float* __restrict w = problem.weights + at, * __restrict m = problem.m + at, * __restrict v = problem.v + at;
     for (int64_t i = 0; i < n; ++i) {
       const float g = grad[i] * scale;
       const float first = m[i] + decay1 * (g - m[i]), square = v[i] + decay2 * (g * g - v[i]);
@@ -50,18 +51,18 @@ struct AdamRun {
   }
 };
 
-static void adam_step(const AdamProblem& q, Parallel parallel) {
-  const int64_t chunks = (q.N + kAdamChunk - 1) / kAdamChunk;
-  const Arena sums(2 * q.P * chunks);
-  AdamRun run{q, chunks, reinterpret_cast<double*>(sums.data)};
-  parallel.run(q.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->square(i); });
+static void adam_step(const AdamProblem& problem, Parallel parallel) {
+  const int64_t chunks = (problem.N + kAdamChunk - 1) / kAdamChunk;
+  const Arena sums(2 * problem.P * chunks);
+  AdamRun run{problem, chunks, reinterpret_cast<double*>(sums.data)};
+  parallel.run(problem.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->square(i); });
   bool finite = true;
-  for (int64_t p = 0; p < q.P; ++p) {
+  for (int64_t p = 0; p < problem.P; ++p) {
     double total = 0.0;
     for (int64_t i = 0; i < chunks; ++i) total += run.partial[p * chunks + i];
-    q.norm[p] = float(__builtin_sqrt(total));
-    finite = finite && __builtin_isfinite(q.norm[p]);
+    problem.norm[p] = float(__builtin_sqrt(total));
+    finite = finite && __builtin_isfinite(problem.norm[p]);
   }
   if (finite)
-    parallel.run(q.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->update(i); });
+    parallel.run(problem.P * chunks, &run, [](void* self, int64_t i) { static_cast<const AdamRun*>(self)->update(i); });
 }

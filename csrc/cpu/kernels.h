@@ -67,7 +67,7 @@ struct UnrollGradProblem {
   const float *w_ih, *w_hh;
   const bool* reset;
   float* saved;  // from the forward pass; overwritten
-  const float *dy, *dh_final, *dc_final;
+  const float *dy, *dh, *dc;
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *dbias;
 };
 

@@ -48,10 +48,10 @@ static inline int64_t chunk_steps(int64_t rows) { return larger(1, 48 / rows); }
 
 // Whether row r starts an episode at step t.
 struct Resets {
-  const bool* first;  // of row 0 at step 0, or null
+  const bool* reset;  // of row 0 at step 0, or null
   int64_t row_stride, t;
-  bool at(int64_t r) const { return first && first[r * row_stride + t]; }
-  Resets step(int64_t to) const { return {first, row_stride, to}; }
+  bool at(int64_t r) const { return reset && reset[r * row_stride + t]; }
+  Resets step(int64_t to) const { return {reset, row_stride, to}; }
 };
 
 // Features of one step into the operand rows; source rows lie `stride` floats apart.  Zeroes what pads the rows.
@@ -233,13 +233,13 @@ struct LstmWeightGrad {
   }
   void finish() const {
     const int64_t cols = columns(D, H);
-    for (int64_t q = first * kWide; q < last * kWide; ++q) {
-      const int64_t row = gate_row(H, q);
+    for (int64_t column = first * kWide; column < last * kWide; ++column) {
+      const int64_t row = gate_row(H, column);
       if (row < 0) continue;
-      const float* c = buffer + (q / kWide - first) * block_floats(D, H);
-      memcpy(w_ih + row * D, c + q % kWide * cols, size_t(D) * sizeof(float));
-      memcpy(w_hh + row * H, c + q % kWide * cols + Op::kPack * Op::words(D), size_t(H) * sizeof(float));
-      bias[row] = c[kWide * cols + q % kWide];
+      const float* c = buffer + (column / kWide - first) * block_floats(D, H);
+      memcpy(w_ih + row * D, c + column % kWide * cols, size_t(D) * sizeof(float));
+      memcpy(w_hh + row * H, c + column % kWide * cols + Op::kPack * Op::words(D), size_t(H) * sizeof(float));
+      bias[row] = c[kWide * cols + column % kWide];
     }
   }
 };

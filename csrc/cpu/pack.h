@@ -76,9 +76,9 @@ static inline void pack_rows(int64_t K, int64_t N, int64_t from, int64_t to, flo
 
 static inline int64_t panels(int64_t N) { return (N + kWide - 1) / kWide; }
 
-// Column q of the gates (block, gate, lane) is this row of w_ih and w_hh, or -1 for a unit beyond H.
-static inline int64_t gate_row(int64_t H, int64_t q) {
-  const int64_t unit = q / kWide * kLanes + q % kLanes, gate = q % kWide / kLanes;
+// This column of the gates (block, gate, lane) is a row of w_ih and w_hh, or -1 for a unit beyond H.
+static inline int64_t gate_row(int64_t H, int64_t column) {
+  const int64_t unit = column / kWide * kLanes + column % kLanes, gate = column % kWide / kLanes;
   return unit < H ? gate * H + unit : -1;
 }
 
@@ -87,24 +87,24 @@ template <class Op>
 static inline void pack_gate_block(const NetLayout<Op>& l, const float* w_ih, const float* w_hh, const float* bias,
                                    int64_t j, float* out) {
   const auto columns_of = [H = l.H](const float* w, int64_t K) {
-    return [=](int64_t q) {
-      const int64_t row = gate_row(H, q);
+    return [=](int64_t column) {
+      const int64_t row = gate_row(H, column);
       return row < 0 ? nullptr : w + row * K;
     };
   };
   pack_columns<Op>(l.D, 4 * l.Hp, j, j + 1, out, columns_of(w_ih, l.D));
   pack_columns<Op>(l.H, 4 * l.Hp, j, j + 1, out + l.hh, columns_of(w_hh, l.H));
-  for (int64_t q = j * kWide; q < (j + 1) * kWide; ++q) {
-    const int64_t row = gate_row(l.H, q);
-    out[l.gate_bias + q] = row < 0 ? 0.0f : bias[row];
+  for (int64_t column = j * kWide; column < (j + 1) * kWide; ++column) {
+    const int64_t row = gate_row(l.H, column);
+    out[l.gate_bias + column] = row < 0 ? 0.0f : bias[row];
   }
 }
 
 // Panel i of one of the LSTM's matrices w [4H][cols] for back-propagation: inner dimension 4 Hp in the gates' order.
 template <class Op>
 static inline void pack_gates_backward(int64_t H, int64_t Hp, int64_t cols, const float* w, int64_t i, float* out) {
-  pack_rows<Op>(4 * Hp, cols, i, i + 1, out, [=](int64_t q) {
-    const int64_t row = gate_row(H, q);
+  pack_rows<Op>(4 * Hp, cols, i, i + 1, out, [=](int64_t column) {
+    const int64_t row = gate_row(H, column);
     return row < 0 ? nullptr : w + row * cols;
   });
 }

@@ -168,33 +168,33 @@ struct SpatialLayout {
 };
 
 struct SpatialForward {
-  const SpatialProblem& q;
+  const SpatialProblem& problem;
   SpatialLayout l;
   float* scratch;  // per item: x [obs][w], features [features][w], and activations if they are not kept
 
-  int64_t scratch_size() const { return (l.obs + l.features) * l.w + (q.saved ? 0 : l.saved); }
+  int64_t scratch_size() const { return (l.obs + l.features) * l.w + (problem.saved ? 0 : l.saved); }
 
   void work(int64_t item) const {
-    const SpatialSizes& n = q.n;
+    const SpatialSizes& n = problem.n;
     const int64_t p = item / l.blocks, first = item % l.blocks * l.w, rows = lesser(l.w, n.N - first), w = l.w, G = l.G;
     if (rows <= 0) return;
     float *x = scratch + item * scratch_size(), *f = x + l.obs * w;
-    float* y0 = q.saved ? q.saved + item * l.saved : f + l.features * w;
+    float* y0 = problem.saved ? problem.saved + item * l.saved : f + l.features * w;
     float* y1 = y0 + n.C0 * G * w;
-    transpose_block(rows, l.obs, q.obs + (p * n.N + first) * l.obs, l.obs, w, x, w);
+    transpose_block(rows, l.obs, problem.obs + (p * n.N + first) * l.obs, l.obs, w, x, w);
     for (int64_t at = 0; at < G; ++at) {
       const Taps taps(n.height, n.width, at, false);
-      convolve(taps, n.planes, n.C0, q.conv0_w, q.conv0_b, p, x, y0 + at * w);
+      convolve(taps, n.planes, n.C0, problem.conv0_w, problem.conv0_b, p, x, y0 + at * w);
     }
     for (int64_t at = 0; at < G; ++at) {
       const Taps taps(n.height, n.width, at, false);
-      convolve(taps, n.C0, n.C1, q.conv1_w, q.conv1_b, p, y0, y1 + at * w);
+      convolve(taps, n.C0, n.C1, problem.conv1_w, problem.conv1_b, p, y0, y1 + at * w);
     }
-    dense(n.M, l.window, q.window_w + p * n.M * l.window, q.window_b + p * n.M, y1, f);
+    dense(n.M, l.window, problem.window_w + p * n.M * l.window, problem.window_b + p * n.M, y1, f);
     const float* in = x + n.planes * G * w;
     float* out = f + n.M * w;
     for (int i = 0; i < SpatialLayout::kSmall; ++i) {
-      dense(n.out[i], n.in[i], q.small_w[i] + p * n.out[i] * n.in[i], q.small_b[i] + p * n.out[i], in, out);
+      dense(n.out[i], n.in[i], problem.small_w[i] + p * n.out[i] * n.in[i], problem.small_b[i] + p * n.out[i], in, out);
       in += n.in[i] * w;
       out += n.out[i] * w;
     }
@@ -205,7 +205,7 @@ struct SpatialForward {
         V v[kLanes];
         for (int64_t i = 0; i < kLanes; ++i) v[i] = load(f + (c + i) * w + r);
         transpose(v);
-        for (int64_t i = 0; i < here; ++i) store(q.features + (p * n.N + first + r + i) * l.features + c, v[i]);
+        for (int64_t i = 0; i < here; ++i) store(problem.features + (p * n.N + first + r + i) * l.features + c, v[i]);
       }
     }
   }
@@ -225,36 +225,38 @@ struct SpatialForward {
 };
 
 struct SpatialBackward {
-  const SpatialGradProblem& q;
+  const SpatialGradProblem& problem;
   SpatialLayout l;
   float *df, *y1, *partial;  // [P][N][features], [P][N][window], [P][blocks][partial]
   float* scratch;            // per item
 
-  int64_t scratch_size() const { return (l.features + 2 * (q.n.C0 + q.n.C1) * l.G + q.n.planes * l.G) * l.w; }
+  int64_t scratch_size() const {
+    return (l.features + 2 * (problem.n.C0 + problem.n.C1) * l.G + problem.n.planes * l.G) * l.w;
+  }
 
   void work(int64_t item) const {
-    const SpatialSizes& n = q.n;
+    const SpatialSizes& n = problem.n;
     const int64_t p = item / l.blocks, first = item % l.blocks * l.w, rows = lesser(l.w, n.N - first), w = l.w, G = l.G;
     if (rows <= 0) {
       memset(partial + item * l.partial, 0, size_t(l.partial) * sizeof(float));
       return;
     }
-    const float *y0 = q.saved + item * l.saved, *z1 = y0 + n.C0 * G * w;
+    const float *y0 = problem.saved + item * l.saved, *z1 = y0 + n.C0 * G * w;
     float *dft = scratch + item * scratch_size(), *d1 = dft + l.features * w, *d0 = d1 + n.C1 * G * w;
     float *d1t = d0 + n.C0 * G * w, *y0t = d1t + n.C1 * G * w, *xt = y0t + n.C0 * G * w;
 
     const int64_t at = (p * n.N + first) * l.features;
     float* d = df + at;
     for (int64_t i = 0; i < rows * l.features; i += kLanes)
-      store(d + i, select(load(q.features + at + i) > 0.0f, load(q.grad + at + i), V{}));
+      store(d + i, select(load(problem.features + at + i) > 0.0f, load(problem.grad + at + i), V{}));
     transpose_block(rows, n.M, d, l.features, w, dft, w);
 
-    SpatialLayer window{n.M, q.window_w + p * n.M * l.window, 1, l.window, dft, w, d1, w, nullptr, z1, false};
+    SpatialLayer window{n.M, problem.window_w + p * n.M * l.window, 1, l.window, dft, w, d1, w, nullptr, z1, false};
     for_tiles(l.window, w, window);
     for (int64_t px = 0; px < G; ++px) {
       const Taps taps(n.height, n.width, px, true);
-      SpatialConv conv{{n.C1, q.conv1_w + p * n.C1 * n.C0 * 9, 9, n.C0 * 9, d1, G * w, d0 + px * w, G * w, nullptr,
-                        y0 + px * w, false},
+      SpatialConv conv{{n.C1, problem.conv1_w + p * n.C1 * n.C0 * 9, 9, n.C0 * 9, d1, G * w, d0 + px * w, G * w,
+                        nullptr, y0 + px * w, false},
                        taps,
                        w};
       for_tiles(n.C0, w, conv);
@@ -273,7 +275,7 @@ struct SpatialBackward {
 
     float* d0t = d1t;
     for (int64_t px = 0; px < G; ++px) transpose_block(n.C0, w, d0 + px * w, G * w, n.C0, d0t + px * w * n.C0, n.C0);
-    const float* x = q.obs + (p * n.N + first) * l.obs;
+    const float* x = problem.obs + (p * n.N + first) * l.obs;
     for (int64_t px = 0; px < G; ++px)
       for (int64_t i = 0; i < w; ++i)
         for (int64_t c = 0; c < n.planes; ++c)
@@ -285,7 +287,8 @@ struct SpatialBackward {
   // c [9][in][out]
   void conv_grad(int64_t in, int64_t out, int64_t w, const float* a, int64_t a_k, const float* b, float* c) const {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      SpatialGrad body{w, a, b, a_k, out, c + tap * in * out, out, q.n.height, q.n.width, tap / 3 - 1, tap % 3 - 1, w};
+      SpatialGrad body{
+          w, a, b, a_k, out, c + tap * in * out, out, problem.n.height, problem.n.width, tap / 3 - 1, tap % 3 - 1, w};
       for_tiles(in, out, body);
     }
   }
@@ -295,17 +298,17 @@ struct SpatialBackward {
   }
 
   static constexpr int64_t kRowsPerItem = 24;  // of the window layer's weights
-  int64_t window_items() const { return (q.n.M + kRowsPerItem - 1) / kRowsPerItem; }
+  int64_t window_items() const { return (problem.n.M + kRowsPerItem - 1) / kRowsPerItem; }
 
   // The window layer's weights, some rows an item; one more item for everything else.
   void gradients(int64_t item) const {
-    const SpatialSizes& n = q.n;
+    const SpatialSizes& n = problem.n;
     const int64_t items = window_items(), p = item / (items + 1), j = item % (items + 1);
     const float* d = df + p * n.N * l.features;
     if (j < items) {
       const int64_t row = j * kRowsPerItem;
       SpatialGrad body{n.N,        d + row,  y1 + p * n.N * l.window,
-                       l.features, l.window, q.dwindow_w + (p * n.M + row) * l.window,
+                       l.features, l.window, problem.dwindow_w + (p * n.M + row) * l.window,
                        l.window};
       for_tiles(lesser(kRowsPerItem, n.M - row), l.window, body);
       return;
@@ -314,24 +317,24 @@ struct SpatialBackward {
     for (int64_t b = 1; b < l.blocks; ++b)
       for (int64_t i = 0; i < l.partial; ++i) sum[i] += sum[b * l.partial + i];
     const float *c1 = sum, *c0 = c1 + 9 * n.C0 * n.C1, *b1 = c0 + 9 * n.planes * n.C0, *b0 = b1 + n.C1;
-    spread(n.C0, n.C1, c1, q.dconv1_w + p * 9 * n.C0 * n.C1);
-    spread(n.planes, n.C0, c0, q.dconv0_w + p * 9 * n.planes * n.C0);
-    memcpy(q.dconv1_b + p * n.C1, b1, size_t(n.C1) * sizeof(float));
-    memcpy(q.dconv0_b + p * n.C0, b0, size_t(n.C0) * sizeof(float));
+    spread(n.C0, n.C1, c1, problem.dconv1_w + p * 9 * n.C0 * n.C1);
+    spread(n.planes, n.C0, c0, problem.dconv0_w + p * 9 * n.planes * n.C0);
+    memcpy(problem.dconv1_b + p * n.C1, b1, size_t(n.C1) * sizeof(float));
+    memcpy(problem.dconv0_b + p * n.C0, b0, size_t(n.C0) * sizeof(float));
     float* total = scratch + p * l.blocks * scratch_size();  // free by now; the weights' transposes follow
     memset(total, 0, size_t(l.features) * sizeof(float));
     column_sums<Float>(n.N, l.features, d, l.features, total);
-    memcpy(q.dwindow_b + p * n.M, total, size_t(n.M) * sizeof(float));
+    memcpy(problem.dwindow_b + p * n.M, total, size_t(n.M) * sizeof(float));
     float* c = total + l.features;
-    const float* x = q.obs + p * n.N * l.obs + n.planes * l.G;
+    const float* x = problem.obs + p * n.N * l.obs + n.planes * l.G;
     int64_t from = n.M;
     for (int i = 0; i < SpatialLayout::kSmall; ++i) {
       const int64_t in = n.in[i], out = n.out[i];
-      memcpy(q.dsmall_b[i] + p * out, total + from, size_t(out) * sizeof(float));
+      memcpy(problem.dsmall_b[i] + p * out, total + from, size_t(out) * sizeof(float));
       SpatialGrad body{n.N, x, d + from, l.obs, l.features, c, out};
       for_tiles(in, out, body);
       for (int64_t o = 0; o < out; ++o)
-        for (int64_t k = 0; k < in; ++k) q.dsmall_w[i][(p * out + o) * in + k] = c[k * out + o];
+        for (int64_t k = 0; k < in; ++k) problem.dsmall_w[i][(p * out + o) * in + k] = c[k * out + o];
       x += in;
       from += out;
     }
@@ -349,18 +352,18 @@ static int64_t spatial_saved(const SpatialSizes& n) {
   return l.blocks * l.saved;
 }
 
-static void spatial_encode(const SpatialProblem& q, Parallel parallel) {
-  SpatialForward run{q, SpatialLayout(q.n), nullptr};
-  const int64_t items = q.n.P * run.l.blocks;
+static void spatial_encode(const SpatialProblem& problem, Parallel parallel) {
+  SpatialForward run{problem, SpatialLayout(problem.n), nullptr};
+  const int64_t items = problem.n.P * run.l.blocks;
   const Arena arena(items * run.scratch_size());
   run.scratch = arena.data;
   parallel.run(items, &run, [](void* self, int64_t i) { static_cast<const SpatialForward*>(self)->work(i); });
 }
 
-static void spatial_encode_backward(const SpatialGradProblem& q, Parallel parallel) {
-  SpatialBackward run{q, SpatialLayout(q.n), nullptr, nullptr, nullptr, nullptr};
+static void spatial_encode_backward(const SpatialGradProblem& problem, Parallel parallel) {
+  SpatialBackward run{problem, SpatialLayout(problem.n), nullptr, nullptr, nullptr, nullptr};
   const SpatialLayout& l = run.l;
-  const int64_t items = q.n.P * l.blocks, rows = q.n.P * q.n.N;
+  const int64_t items = problem.n.P * l.blocks, rows = problem.n.P * problem.n.N;
   const Arena arena(rows * (l.features + l.window) + items * (round_up(l.partial, kLanes) + run.scratch_size()) +
                     kWide);
   run.df = arena.data;
@@ -368,6 +371,6 @@ static void spatial_encode_backward(const SpatialGradProblem& q, Parallel parall
   run.scratch = run.y1 + rows * l.window;
   run.partial = run.scratch + items * run.scratch_size();
   parallel.run(items, &run, [](void* self, int64_t i) { static_cast<const SpatialBackward*>(self)->work(i); });
-  parallel.run(q.n.P * (run.window_items() + 1), &run,
+  parallel.run(problem.n.P * (run.window_items() + 1), &run,
                [](void* self, int64_t i) { static_cast<const SpatialBackward*>(self)->gradients(i); });
 }

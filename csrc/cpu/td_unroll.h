@@ -39,7 +39,7 @@ static inline void q_values(const NetLayout<Op>& net, const float* w, int64_t n,
 
 template <class Op>
 struct TDRun {
-  const TDProblem& q;
+  const TDProblem& problem;
   Parallel parallel;
   NetLayout<Op> net;
   int64_t P, B, S, T, D, H, A, L;
@@ -49,22 +49,22 @@ struct TDRun {
   bool backward;
   float *packed = nullptr, *scratch = nullptr, *row_loss = nullptr, *count = nullptr, *buffers = nullptr;
 
-  TDRun(const TDProblem& problem, Parallel par)
-      : q(problem),
-        parallel(par),
+  TDRun(const TDProblem& problem_, Parallel parallel_)
+      : problem(problem_),
+        parallel(parallel_),
         net(problem.net),
-        P(q.net.P),
-        B(q.B),
-        S(q.S),
-        T(q.S + 1),
-        D(q.net.D),
-        H(q.net.H),
-        A(q.net.A),
-        L(q.td.burn_in) {
+        P(problem.net.P),
+        B(problem.B),
+        S(problem.S),
+        T(problem.S + 1),
+        D(problem.net.D),
+        H(problem.net.H),
+        A(problem.net.A),
+        L(problem.td.burn_in) {
     rows = shard_rows(B, D, H);
     shards = (B + rows - 1) / rows;
     chunk = lesser(T, chunk_steps(rows));
-    backward = q.param_grads || q.feature_grad;
+    backward = problem.param_grads || problem.feature_grad;
     ldo = round_up(Op::words(net.outputs), kLanes);
     ldf = net.ldf();
     gate_steps = backward ? T : chunk;
@@ -72,7 +72,7 @@ struct TDRun {
     // both Q tables, the head's hidden layer; its three gradients; carried gradients; one value row; dx of a chunk; a
     // pair of operand rows
     head_floats = T * (2 * net.outputs_p + ldf) + T * (ldo + ldf + net.Hp) + 2 * net.Hp + round_up(T, kLanes) +
-                  (q.feature_grad ? chunk * net.Dp : 0) +
+                  (problem.feature_grad ? chunk * net.Dp : 0) +
                   2 * larger(LstmScratch<Op>::row_stride(D, H), larger(ldo, ldf));
     row_floats = lstm_floats + head_floats;
     gate_blocks = net.Hp / kLanes;
@@ -99,7 +99,7 @@ struct TDRun {
       carry_h = take(r.net.Hp);
       carry_c = take(r.net.Hp);
       value = take(round_up(r.T, kLanes));
-      dx = take(r.q.feature_grad ? r.chunk * r.net.Dp : 0);
+      dx = take(r.problem.feature_grad ? r.chunk * r.net.Dp : 0);
       temp = base;
     }
   };
@@ -116,19 +116,19 @@ struct TDRun {
 
   // --- region 1 ---
   int64_t back_panels() const { return backward ? panels(H) : 0; }
-  int64_t feature_panels() const { return q.feature_grad ? panels(D) : 0; }
+  int64_t feature_panels() const { return problem.feature_grad ? panels(D) : 0; }
   int64_t prepare_parts() const { return gate_blocks + back_panels() + feature_panels() + 1; }
   void prepare(int64_t item) const {
     const int64_t p = item / prepare_parts();
     int64_t part = item % prepare_parts();
     float* out = packed + p * net.size_with_backward;
-    const float *w_ih = q.online.w_ih + p * 4 * H * D, *w_hh = q.online.w_hh + p * 4 * H * H;
-    if (part < gate_blocks) return pack_gate_block(net, w_ih, w_hh, q.online.bias + p * 4 * H, part, out);
+    const float *w_ih = problem.online.w_ih + p * 4 * H * D, *w_hh = problem.online.w_hh + p * 4 * H * H;
+    if (part < gate_blocks) return pack_gate_block(net, w_ih, w_hh, problem.online.bias + p * 4 * H, part, out);
     part -= gate_blocks;
     if (part < back_panels()) return pack_gates_backward<Op>(H, net.Hp, H, w_hh, part, out + net.hh_back);
     part -= back_panels();
     if (part < feature_panels()) return pack_gates_backward<Op>(H, net.Hp, D, w_ih, part, out + net.ih_back);
-    pack_head(net, q.online, p, backward, out);
+    pack_head(net, problem.online, p, backward, out);
     int64_t n = 0;
     for (int64_t b = 0; b < B; ++b)
       for (int64_t t = L; t < S; ++t) n += td_valid(sequence(p, b), int(t));
@@ -138,20 +138,20 @@ struct TDRun {
   TDSequence sequence(int64_t p, int64_t b) const {
     const int64_t at = p * B + b;
     TDSequence s{};
-    s.action = q.action + at * S;
-    s.reward = q.reward + at * S;
-    s.terminated = q.terminated + at * S;
-    s.reset = q.reset + at * T;
-    s.mask = q.mask + at * S;
-    s.legal = q.legal ? q.legal + at * T * A : nullptr;
+    s.action = problem.action + at * S;
+    s.reward = problem.reward + at * S;
+    s.terminated = problem.terminated + at * S;
+    s.reset = problem.reset + at * T;
+    s.mask = problem.mask + at * S;
+    s.legal = problem.legal ? problem.legal + at * T * A : nullptr;
     s.S = int(S);
     s.A = int(A);
-    s.gamma = q.gamma[p];
+    s.gamma = problem.gamma[p];
     return s;
   }
 
   // --- region 2 ---
-  Resets resets(const Shard& s, int64_t t) const { return {q.reset + (s.p * B + s.b0) * T, T, t}; }
+  Resets resets(const Shard& s, int64_t t) const { return {problem.reset + (s.p * B + s.b0) * T, T, t}; }
 
   // Steps [t, t + n) of an unroll from the operand rows' slot `at` on: inputs projected together, then step by step.
   // step(i) completes the arguments of step t + i.
@@ -172,17 +172,18 @@ struct TDRun {
   }
   void load_initial(const Shard& s) const {
     const int64_t from = (s.p * B + s.b0) * H;
-    load_state<Op>(s.R, H, q.h0 + from, q.c0 + from, resets(s, 0), s.lstm.h(0), s.lstm.ldx, s.lstm.C, net.Hp);
+    load_state<Op>(s.R, H, problem.h0 + from, problem.c0 + from, resets(s, 0), s.lstm.h(0), s.lstm.ldx, s.lstm.C,
+                   net.Hp);
   }
 
   // The target network under its own weights and its own state; keeps nothing but Q.  Borrows the online scratch.
   void target_unroll(const Shard& s) const {
-    const float* w = q.target + s.p * net.size;
+    const float* w = problem.target + s.p * net.size;
     const LstmScratch<Op> l = s.lstm.with_gates_of(chunk);
     load_initial(s);
     for (int64_t t = 0; t < T; t += chunk) {
       const int64_t n = lesser(chunk, T - t);
-      unroll(s, l, w, q.features_target, t, n, 0, [&](int64_t, GateStep<Op>& g) { g.c_in = g.c_out = l.C; });
+      unroll(s, l, w, problem.features_target, t, n, 0, [&](int64_t, GateStep<Op>& g) { g.c_in = g.c_out = l.C; });
       q_values(net, w, n * s.R, l.Y, s.head.hidden, s.head.target + t * s.R * net.outputs_p);
       for (int64_t r = 0; t + n < T && r < s.R; ++r)
         memcpy(l.h(0) + r * l.ldx, l.h(n) + r * l.ldx, size_t(Op::words(net.Hp)) * sizeof(float));
@@ -194,12 +195,12 @@ struct TDRun {
     const LstmScratch<Op>& l = s.lstm;
     load_initial(s);
     for (int64_t t = 0; t < T; t += chunk)
-      unroll(s, l, w, q.features_online, t, lesser(chunk, T - t), t, [&](int64_t i, GateStep<Op>& g) {
+      unroll(s, l, w, problem.features_online, t, lesser(chunk, T - t), t, [&](int64_t i, GateStep<Op>& g) {
         g.keep = backward && t + i < S;
-        g.h_last = t + i == S ? q.h_final + (s.p * B + s.b0) * H : nullptr;
+        g.h_last = t + i == S ? problem.h_final + (s.p * B + s.b0) * H : nullptr;
       });
     for (int64_t r = 0; r < s.R; ++r)
-      memcpy(q.c_final + (s.p * B + s.b0 + r) * H, l.c(T) + r * net.Hp, size_t(H) * sizeof(float));
+      memcpy(problem.c_final + (s.p * B + s.b0 + r) * H, l.c(T) + r * net.Hp, size_t(H) * sizeof(float));
     q_values(net, w, T * s.R, l.Y, s.head.hidden, s.head.out);
   }
 
@@ -211,24 +212,24 @@ struct TDRun {
       TDSequence seq = sequence(s.p, s.b0 + r);
       seq.q_stride = seq.q_target_stride = s.R * net.outputs_p;
       seq.q_online = s.head.out + r * net.outputs_p;
-      seq.q_target = (q.target ? s.head.target : s.head.out) + r * net.outputs_p;
-      for (int u = 1; u <= S; ++u) s.head.value[u] = td_greedy_value(seq, q.td, u);
+      seq.q_target = (problem.target ? s.head.target : s.head.out) + r * net.outputs_p;
+      for (int u = 1; u <= S; ++u) s.head.value[u] = td_greedy_value(seq, problem.td, u);
       TDSums sums;
       for (int t = 0; t < S; ++t) {
-        const TDTransition d = td_transition(seq, q.td, s.head.value, t);
-        q.td_error[at * S + t] = d.error;
-        q.q_taken[at * S + t] = d.q_taken;
-        if (d.trained) sums.add(d.error, q.td.huber_delta);
-        if (d.bad_action) __atomic_store_n(q.bad_action, true, __ATOMIC_RELAXED);
+        const TDTransition d = td_transition(seq, problem.td, s.head.value, t);
+        problem.td_error[at * S + t] = d.error;
+        problem.q_taken[at * S + t] = d.q_taken;
+        if (d.trained) sums.add(d.error, problem.td.huber_delta);
+        if (d.bad_action) __atomic_store_n(problem.bad_action, true, __ATOMIC_RELAXED);
       }
       row_loss[at] = sums.loss;
-      q.priority[at] = sums.priority(q.td.eta);
+      problem.priority[at] = sums.priority(problem.td.eta);
       if (!backward) continue;
-      const float scale = q.weight[at] / count[s.p];
+      const float scale = problem.weight[at] / count[s.p];
       for (int64_t t = L; t < S; ++t) {
-        const float e = q.td_error[at * S + t];
+        const float e = problem.td_error[at * S + t];
         if (e == 0.0f) continue;  // not trained, or nothing to learn
-        const float d = -scale * td_loss_grad(e, q.td.huber_delta);
+        const float d = -scale * td_loss_grad(e, problem.td.huber_delta);
         float* o = s.head.d_out + (t * s.R + r) * ldo;
         const float others = net.dueling ? -d / float(A) : 0.0f;
         for (int64_t a = 0; net.dueling && a < A; ++a) Op::put_one(o, a, others);
@@ -267,7 +268,7 @@ struct TDRun {
 
   void feature_backward(const Shard& s) const {
     const float* w = packed + s.p * net.size_with_backward;
-    float* dx = q.feature_grad + (s.p * B + s.b0) * T * D;
+    float* dx = problem.feature_grad + (s.p * B + s.b0) * T * D;
     for (int64_t r = 0; r < s.R; ++r) {  // burn-in and the last observation get exactly 0
       memset(dx + r * T * D, 0, size_t(L * D) * sizeof(float));
       memset(dx + (r * T + S) * D, 0, size_t(D) * sizeof(float));
@@ -297,14 +298,14 @@ struct TDRun {
 
   void shard_work(int64_t item) const {
     const Shard s = shard(item / shards, item % shards);
-    if (q.target) target_unroll(s);
+    if (problem.target) target_unroll(s);
     online_unroll(s);
     td_rows(s);
     if (!backward) return;
     head_backward(s);
     time_backward(s);
-    if (q.feature_grad) feature_backward(s);
-    if (q.param_grads) pair_all_rows(s);
+    if (problem.feature_grad) feature_backward(s);
+    if (problem.param_grads) pair_all_rows(s);
   }
 
   // --- region 3 ---
@@ -346,7 +347,7 @@ struct TDRun {
   void grad_work(int64_t item) const {
     const int64_t p = item / grad_parts(), part = item % grad_parts();
     float* buffer = buffers + item * buffer_floats();
-    const NetGrad& g = q.grad;
+    const NetGrad& g = problem.grad;
     const Rows outputs{[](const Shard& s) -> const float* { return s.head.d_out; }, ldo};
     const Rows hidden{[](const Shard& s) -> const float* { return s.head.hidden; }, ldf};
     const Rows d_hidden{[](const Shard& s) -> const float* { return s.head.d_hidden; }, ldf};
@@ -373,7 +374,7 @@ struct TDRun {
   int64_t packed_floats() const { return P * net.size_with_backward; }
   int64_t small_floats() const { return 2 * round_up(P * B + P, 16); }
   int64_t scratch_floats() const { return P * B * row_floats; }
-  int64_t buffers_floats() const { return q.param_grads ? P * grad_parts() * buffer_floats() : 0; }
+  int64_t buffers_floats() const { return problem.param_grads ? P * grad_parts() * buffer_floats() : 0; }
   int64_t floats() const { return packed_floats() + small_floats() + scratch_floats() + buffers_floats(); }
 
   template <void (TDRun::*work)(int64_t) const>
@@ -390,23 +391,24 @@ struct TDRun {
     buffers = scratch + scratch_floats();
     in_parallel<&TDRun::prepare>(P * prepare_parts());
     in_parallel<&TDRun::shard_work>(P * shards);
-    if (q.param_grads) in_parallel<&TDRun::grad_work>(P * grad_parts());
+    if (problem.param_grads) in_parallel<&TDRun::grad_work>(P * grad_parts());
     for (int64_t p = 0; p < P; ++p) {
       double sum = 0.0;
-      for (int64_t b = 0; b < B; ++b) sum += double(q.weight[p * B + b]) * double(row_loss[p * B + b]);
-      q.loss[p] = float(sum / double(count[p]));
+      for (int64_t b = 0; b < B; ++b) sum += double(problem.weight[p * B + b]) * double(row_loss[p * B + b]);
+      problem.loss[p] = float(sum / double(count[p]));
     }
   }
 };
 
-static void td_unroll(const TDProblem& q, Parallel parallel) {
-  if (q.bf16)
-    TDRun<Bfloat16>(q, parallel).run();
+static void td_unroll(const TDProblem& problem, Parallel parallel) {
+  if (problem.bf16)
+    TDRun<Bfloat16>(problem, parallel).run();
   else
-    TDRun<Float>(q, parallel).run();
+    TDRun<Float>(problem, parallel).run();
 }
 
 // Bytes of scratch that a call of td_unroll takes.
-static int64_t td_unroll_scratch(const TDProblem& q) {
-  return int64_t(sizeof(float)) * (q.bf16 ? TDRun<Bfloat16>(q, {}).floats() : TDRun<Float>(q, {}).floats());
+static int64_t td_unroll_scratch(const TDProblem& problem) {
+  return int64_t(sizeof(float)) *
+         (problem.bf16 ? TDRun<Bfloat16>(problem, {}).floats() : TDRun<Float>(problem, {}).floats());
 }

@@ -53,9 +53,9 @@ TOWNLET_HD float td_rescale_inverse(float x, float eps) {
 TOWNLET_HD bool td_valid(const TDSequence& s, int t) { return s.mask[t] && (s.terminated[t] || !s.reset[t + 1]); }
 
 // value of the greedy legal action at observation u, in the units of reward
-TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& k, int u) {
+TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& settings, int u) {
   const float* target = s.q_target + u * s.q_target_stride;
-  const float* choose = k.double_q ? s.q_online + u * s.q_stride : target;
+  const float* choose = settings.double_q ? s.q_online + u * s.q_stride : target;
   const bool* legal = s.legal ? s.legal + int64_t(u) * s.A : nullptr;
   bool any = false;
   for (int a = 0; legal && a < s.A; ++a) any = any || legal[a];
@@ -64,22 +64,22 @@ TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& k, int u
     if (any && !legal[a]) continue;
     if (best < 0 || choose[a] > choose[best]) best = a;  // ties: the lowest index
   }
-  return td_rescale_inverse(target[best], k.rescale_eps);
+  return td_rescale_inverse(target[best], settings.rescale_eps);
 }
 
 // y_t of a valid transition: at most n valid transitions, not past a terminated one, then the value found there
-TOWNLET_HD float td_target(const TDSequence& s, const TDSettings& k, const float* value, int t) {
+TOWNLET_HD float td_target(const TDSequence& s, const TDSettings& settings, const float* value, int t) {
   float ret = 0.0f, discount = 1.0f;
   int u = t;
-  bool ended = false;
-  while (u < s.S && u - t < k.n_step && !ended && td_valid(s, u)) {
+  bool terminated = false;
+  while (u < s.S && u - t < settings.n_step && !terminated && td_valid(s, u)) {
     ret += discount * s.reward[u];
     discount *= s.gamma;
-    ended = s.terminated[u];
+    terminated = s.terminated[u];
     ++u;
   }
-  if (!ended) ret += discount * value[u];
-  return td_rescale(ret, k.rescale_eps);
+  if (!terminated) ret += discount * value[u];
+  return td_rescale(ret, settings.rescale_eps);
 }
 
 TOWNLET_HD float td_loss(float e, float delta) {
@@ -99,15 +99,15 @@ struct TDTransition {
 };
 
 // Transition t of a sequence; value [S+1] holds td_greedy_value from 1 on.  Trained are the valid ones from burn_in on.
-TOWNLET_HD TDTransition td_transition(const TDSequence& s, const TDSettings& k, const float* value, int t) {
+TOWNLET_HD TDTransition td_transition(const TDSequence& s, const TDSettings& settings, const float* value, int t) {
   TDTransition r{0.0f, 0.0f, false, false};
   if (!td_valid(s, t)) return r;
   const int64_t a = s.action[t];
   r.bad_action = a < 0 || a >= s.A;
   if (r.bad_action) return r;
   r.q_taken = s.q_online[t * s.q_stride + a];
-  r.trained = t >= k.burn_in;
-  if (r.trained) r.error = td_target(s, k, value, t) - r.q_taken;
+  r.trained = t >= settings.burn_in;
+  if (r.trained) r.error = td_target(s, settings, value, t) - r.q_taken;
   return r;
 }
 

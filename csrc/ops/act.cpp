@@ -88,11 +88,10 @@ struct Choice {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tensor& h, const Tensor& c,
-                                                   const Optional& reset, const Optional& legal,
-                                                   const Optional& epsilon, const Optional& seeds, int64_t step,
-                                                   const Optional& encoder, const std::vector<int64_t>& widths,
-                                                   const Tensor& packed, int64_t head, int64_t actions, bool dueling) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(Tensor obs, Tensor h, Tensor c, Optional reset, Optional legal,
+                                                   Optional epsilon, Optional seeds, int64_t step, Optional encoder,
+                                                   const std::vector<int64_t>& widths, Tensor packed, int64_t head,
+                                                   int64_t actions, bool dueling) {
   STD_TORCH_CHECK(obs.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "obs: expected [P, E, obs_size]");
   const int64_t P = obs.size(0), E = obs.size(1), H = h.size(2), A = actions;
   const EncoderSizes sizes = sizes_of(P, widths);
@@ -100,49 +99,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(const Tensor& obs, const Tens
   STD_TORCH_CHECK(P > 0 && E > 0 && H > 0 && A > 0 && head >= 0, "act: expected positive sizes");
   const NetSizes net{P, widths.back(), H, head ? head : H, A, head > 0, dueling};
   STD_TORCH_CHECK(packed.size(1) == kernels().pack_size(net, false), "packed: does not fit the sizes");
-  const Tensor x = need(obs, "obs", {P, E, widths[0]}, kFloat), hc = need(h, "h", {P, E, H}, kFloat),
-               cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
-  Optional layers, first, ok, share, keys;
-  if (encoder) layers = need(*encoder, "encoder", {P, kernels().encoder_size(sizes)}, kFloat);
-  if (reset) first = need(*reset, "reset", {P, E}, kBool);
-  if (legal) ok = need(*legal, "legal", {P, E, A}, kBool);
+  obs = need(obs, "obs", {P, E, widths[0]}, kFloat);
+  h = need(h, "h", {P, E, H}, kFloat);
+  c = need(c, "c", {P, E, H}, kFloat);
+  packed = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  encoder = need(encoder, "encoder", {P, kernels().encoder_size(sizes)}, kFloat);
+  reset = need(reset, "reset", {P, E}, kBool);
+  legal = need(legal, "legal", {P, E, A}, kBool);
   STD_TORCH_CHECK(epsilon.has_value() == seeds.has_value(), "epsilon and seeds come together");
-  if (epsilon) share = need(*epsilon, "epsilon", {P, E}, ScalarType::Double);
-  if (seeds) keys = need(*seeds, "seeds", {P}, kLong);
-  const double* chance = share ? share->const_data_ptr<double>() : nullptr;
-  for (int64_t i = 0; chance && i < P * E; ++i)
-    STD_TORCH_CHECK(chance[i] >= 0.0 && chance[i] <= 1.0, "epsilon is out of range");
+  epsilon = need(epsilon, "epsilon", {P, E}, ScalarType::Double);
+  seeds = need(seeds, "seeds", {P}, kLong);
+  for (int64_t i = 0; epsilon && i < P * E; ++i)
+    STD_TORCH_CHECK(dp(epsilon)[i] >= 0.0 && dp(epsilon)[i] <= 1.0, "epsilon is out of range");
 
-  Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H}), values = empty(x, {P, E, A});
-  Tensor action = torch::stable::new_empty(x, std::vector<int64_t>{P, E}, kLong);
-  Choice choice{E,
-                A,
-                step,
-                values.const_data_ptr<float>(),
-                bp(ok),
-                chance,
-                keys ? keys->const_data_ptr<int64_t>() : nullptr,
-                action.mutable_data_ptr<int64_t>()};
-  StepProblem q{};
-  q.E = E;
-  q.net = net;
-  q.packed = fp(w);
-  q.packed_stride = w.size(1);
-  q.encoder = sizes;
-  q.encoder_packed = fp(layers);
-  q.x = fp(x);
-  q.h = fp(hc);
-  q.c = fp(cc);
-  q.reset = bp(first);
-  q.h_out = h_out.mutable_data_ptr<float>();
-  q.c_out = c_out.mutable_data_ptr<float>();
-  q.q = values.mutable_data_ptr<float>();
-  q.context = &choice;
-  q.done = [](void* self, int64_t at, int64_t rows) {
+  Tensor h_out = empty(obs, {P, E, H}), c_out = empty(obs, {P, E, H}), q = empty(obs, {P, E, A});
+  Tensor action = torch::stable::new_empty(obs, std::vector<int64_t>{P, E}, kLong);
+  Choice choice{E, A, step, fp(q), bp(legal), dp(epsilon), ip(seeds), action.mutable_data_ptr<int64_t>()};
+  StepProblem problem{};
+  problem.E = E;
+  problem.net = net;
+  problem.packed = fp(packed);
+  problem.packed_stride = packed.size(1);
+  problem.encoder = sizes;
+  problem.encoder_packed = fp(encoder);
+  problem.x = fp(obs);
+  problem.h = fp(h);
+  problem.c = fp(c);
+  problem.reset = bp(reset);
+  problem.h_out = h_out.mutable_data_ptr<float>();
+  problem.c_out = c_out.mutable_data_ptr<float>();
+  problem.q = q.mutable_data_ptr<float>();
+  problem.context = &choice;
+  problem.done = [](void* self, int64_t at, int64_t rows) {
     for (int64_t i = at; i < at + rows; ++i) static_cast<const Choice*>(self)->row(i);
   };
-  kernels().step(q, kParallel);
-  return {action, values, h_out, c_out};
+  kernels().step(problem, kParallel);
+  return {action, q, h_out, c_out};
 }
 
 }  // namespace

@@ -32,101 +32,101 @@ struct LstmSizes {
   int64_t saved() const { return kernels().lstm_saved(D, H).of(P, B, T); }  // floats for the backward pass
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias,
-                                                           const Optional& reset, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_cpu(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh,
+                                                           Tensor bias, Optional reset, bool save) {
   STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
   const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
   STD_TORCH_CHECK(n.P > 0 && n.B > 0 && n.T > 0 && n.D > 0 && n.H > 0, "x: expected positive sizes");
-  const Tensor xc = need(x, "x", {n.P, n.B, n.T, n.D}, kFloat);
-  const Tensor h = need(h0, "h0", {n.P, n.B, n.H}, kFloat), c = need(c0, "c0", {n.P, n.B, n.H}, kFloat);
-  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
-               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
-  const Tensor b = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
-  Tensor y = empty(x, {n.P, n.B, n.T, n.H}), hT = empty(x, {n.P, n.B, n.H}), cT = empty(x, {n.P, n.B, n.H});
+  x = need(x, "x", {n.P, n.B, n.T, n.D}, kFloat);
+  h0 = need(h0, "h0", {n.P, n.B, n.H}, kFloat);
+  c0 = need(c0, "c0", {n.P, n.B, n.H}, kFloat);
+  w_ih = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat);
+  w_hh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  bias = need(bias, "bias", {n.P, 4 * n.H}, kFloat);
+  reset = need(reset, "reset", {n.P, n.B, n.T}, kBool);
+  Tensor y = empty(x, {n.P, n.B, n.T, n.H}), h_final = empty(x, {n.P, n.B, n.H}), c_final = empty(x, {n.P, n.B, n.H});
   Tensor saved = empty(x, {save ? n.saved() : 0});
-  const UnrollProblem q{n.P,
-                        n.B,
-                        n.T,
-                        n.D,
-                        n.H,
-                        fp(xc),
-                        fp(h),
-                        fp(c),
-                        fp(wi),
-                        fp(wh),
-                        fp(b),
-                        bp(first),
-                        y.mutable_data_ptr<float>(),
-                        hT.mutable_data_ptr<float>(),
-                        cT.mutable_data_ptr<float>(),
-                        save ? saved.mutable_data_ptr<float>() : nullptr};
-  kernels().lstm_unroll(q, kParallel);
-  return {y, hT, cT, saved};
+  const UnrollProblem problem{n.P,
+                              n.B,
+                              n.T,
+                              n.D,
+                              n.H,
+                              fp(x),
+                              fp(h0),
+                              fp(c0),
+                              fp(w_ih),
+                              fp(w_hh),
+                              fp(bias),
+                              bp(reset),
+                              y.mutable_data_ptr<float>(),
+                              h_final.mutable_data_ptr<float>(),
+                              c_final.mutable_data_ptr<float>(),
+                              save ? saved.mutable_data_ptr<float>() : nullptr};
+  kernels().lstm_unroll(problem, kParallel);
+  return {y, h_final, c_final, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_cpu(
-    const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& saved, const Tensor& x, const Tensor& w_ih,
-    const Tensor& w_hh, const Optional& reset) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_cpu(Tensor dy, Tensor dh, Tensor dc,
+                                                                                    const Tensor& saved,
+                                                                                    const Tensor& x, Tensor w_ih,
+                                                                                    Tensor w_hh, Optional reset) {
   STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
   const LstmSizes n{x.size(0), x.size(1), x.size(2), x.size(3), w_hh.size(2)};
-  const Tensor dyc = need(dy, "dy", {n.P, n.B, n.T, n.H}, kFloat);
-  const Tensor dhc = need(dh, "dh", {n.P, n.B, n.H}, kFloat), dcc = need(dc, "dc", {n.P, n.B, n.H}, kFloat);
-  const Tensor wi = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat),
-               wh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
+  dy = need(dy, "dy", {n.P, n.B, n.T, n.H}, kFloat);
+  dh = need(dh, "dh", {n.P, n.B, n.H}, kFloat);
+  dc = need(dc, "dc", {n.P, n.B, n.H}, kFloat);
+  w_ih = need(w_ih, "w_ih", {n.P, 4 * n.H, n.D}, kFloat);
+  w_hh = need(w_hh, "w_hh", {n.P, 4 * n.H, n.H}, kFloat);
   Tensor work = torch::stable::clone(need(saved, "saved", {n.saved()}, kFloat));  // gates turn into their gradients
-  Optional first;
-  if (reset) first = need(*reset, "reset", {n.P, n.B, n.T}, kBool);
+  reset = need(reset, "reset", {n.P, n.B, n.T}, kBool);
   Tensor dx = empty(x, {n.P, n.B, n.T, n.D}), dh0 = empty(x, {n.P, n.B, n.H}), dc0 = empty(x, {n.P, n.B, n.H}),
-         dw_ih = empty(x, {n.P, 4 * n.H, n.D}), dw_hh = empty(x, {n.P, 4 * n.H, n.H}), db = empty(x, {n.P, 4 * n.H});
-  const UnrollGradProblem q{n.P,
-                            n.B,
-                            n.T,
-                            n.D,
-                            n.H,
-                            fp(wi),
-                            fp(wh),
-                            bp(first),
-                            work.mutable_data_ptr<float>(),
-                            fp(dyc),
-                            fp(dhc),
-                            fp(dcc),
-                            dx.mutable_data_ptr<float>(),
-                            dh0.mutable_data_ptr<float>(),
-                            dc0.mutable_data_ptr<float>(),
-                            dw_ih.mutable_data_ptr<float>(),
-                            dw_hh.mutable_data_ptr<float>(),
-                            db.mutable_data_ptr<float>()};
-  kernels().lstm_unroll_backward(q, kParallel);
-  return {dx, dh0, dc0, dw_ih, dw_hh, db};
+         dw_ih = empty(x, {n.P, 4 * n.H, n.D}), dw_hh = empty(x, {n.P, 4 * n.H, n.H}), dbias = empty(x, {n.P, 4 * n.H});
+  const UnrollGradProblem problem{n.P,
+                                  n.B,
+                                  n.T,
+                                  n.D,
+                                  n.H,
+                                  fp(w_ih),
+                                  fp(w_hh),
+                                  bp(reset),
+                                  work.mutable_data_ptr<float>(),
+                                  fp(dy),
+                                  fp(dh),
+                                  fp(dc),
+                                  dx.mutable_data_ptr<float>(),
+                                  dh0.mutable_data_ptr<float>(),
+                                  dc0.mutable_data_ptr<float>(),
+                                  dw_ih.mutable_data_ptr<float>(),
+                                  dw_hh.mutable_data_ptr<float>(),
+                                  dbias.mutable_data_ptr<float>()};
+  kernels().lstm_unroll_backward(problem, kParallel);
+  return {dx, dh0, dc0, dw_ih, dw_hh, dbias};
 }
 
-std::tuple<Tensor, Tensor> lstm_step_cpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
-                                         const Optional& reset) {
+std::tuple<Tensor, Tensor> lstm_step_cpu(Tensor x, Tensor h, Tensor c, Tensor packed, Optional reset) {
   STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
   const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2);
   STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
   const NetSizes net{P, D, H, H, 0, false, false};  // the LSTM alone
   STD_TORCH_CHECK(packed.size(1) >= kernels().pack_size(net, false), "packed: too small for D and H");
-  const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
-  const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {P, E}, kBool);
+  x = need(x, "x", {P, E, D}, kFloat);
+  h = need(h, "h", {P, E, H}, kFloat);
+  c = need(c, "c", {P, E, H}, kFloat);
+  packed = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  reset = need(reset, "reset", {P, E}, kBool);
   Tensor h_out = empty(x, {P, E, H}), c_out = empty(x, {P, E, H});
-  StepProblem q{};
-  q.E = E;
-  q.net = net;
-  q.packed = fp(w);
-  q.packed_stride = w.size(1);
-  q.x = fp(xc);
-  q.h = fp(hc);
-  q.c = fp(cc);
-  q.reset = bp(first);
-  q.h_out = h_out.mutable_data_ptr<float>();
-  q.c_out = c_out.mutable_data_ptr<float>();
-  kernels().step(q, kParallel);
+  StepProblem problem{};
+  problem.E = E;
+  problem.net = net;
+  problem.packed = fp(packed);
+  problem.packed_stride = packed.size(1);
+  problem.x = fp(x);
+  problem.h = fp(h);
+  problem.c = fp(c);
+  problem.reset = bp(reset);
+  problem.h_out = h_out.mutable_data_ptr<float>();
+  problem.c_out = c_out.mutable_data_ptr<float>();
+  kernels().step(problem, kParallel);
   return {h_out, c_out};
 }
 

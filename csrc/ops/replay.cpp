@@ -49,7 +49,7 @@ bool all_finite(const float* x, int64_t n) {
 }
 
 struct Write {
-  int64_t M, n, D, A, H, first, ring, stride, seq_len, envs;
+  int64_t first, streams, steps, ring, stride, seq_len, obs_size, A, H, envs;
   bool closes;
   float *obs_store, *reward_store, *h_store, *c_store;
   int32_t* action_store;
@@ -63,20 +63,20 @@ struct Write {
   std::atomic<bool> bad_obs, bad_reset;
 
   void check(int64_t chunk) {
-    const int64_t from = chunk * kStreams, to = from + kStreams < M ? from + kStreams : M;
-    if (!all_finite(obs + from * n * D, (to - from) * n * D)) bad_obs = true;
+    const int64_t from = chunk * kStreams, to = from + kStreams < streams ? from + kStreams : streams;
+    if (!all_finite(obs + from * steps * obs_size, (to - from) * steps * obs_size)) bad_obs = true;
     for (int64_t m = from; m < to; ++m)
-      if (closed[first + m] && !reset[m * n]) bad_reset = true;
+      if (closed[first + m] && !reset[m * steps]) bad_reset = true;
   }
   void write(int64_t chunk) const {
-    const int64_t from = chunk * kStreams, to = from + kStreams < M ? from + kStreams : M;
+    const int64_t from = chunk * kStreams, to = from + kStreams < streams ? from + kStreams : streams;
     for (int64_t m = from; m < to; ++m) stream(m);
   }
   void stream(int64_t m) const {
-    const int64_t s = first + m, slots = ring / stride, begin = count[s], last = begin + n - 1;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t step = begin + i, at = step % ring, row = s * ring + at, from = m * n + i;
-      std::memcpy(obs_store + row * D, obs + from * D, static_cast<size_t>(D) * sizeof(float));
+    const int64_t s = first + m, slots = ring / stride, written = count[s], last = written + steps - 1;
+    for (int64_t i = 0; i < steps; ++i) {
+      const int64_t step = written + i, at = step % ring, row = s * ring + at, from = m * steps + i;
+      std::memcpy(obs_store + row * obs_size, obs + from * obs_size, static_cast<size_t>(obs_size) * sizeof(float));
       action_store[row] = static_cast<int32_t>(action[from]);
       reward_store[row] = reward[from];
       terminated_store[row] = terminated[from];
@@ -102,7 +102,7 @@ struct Write {
         priority[slot] = max_priority[s / envs];
       }
     }
-    count[s] += n;
+    count[s] += steps;
     closed[s] = closes;
   }
 };
@@ -110,17 +110,16 @@ struct Write {
 void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store,
                       const Tensor& terminated_store, const Tensor& reset_store, const Tensor& mask_store,
                       const Optional& legal_store, const Tensor& h_store, const Tensor& c_store, const Tensor& start,
-                      const Tensor& priority, const Tensor& count, const Tensor& closed, const Tensor& max_priority,
-                      const Tensor& obs, const Tensor& action, const Tensor& reward, const Tensor& terminated,
-                      const Tensor& reset, const Tensor& mask, const Optional& legal, const Tensor& h, const Tensor& c,
-                      int64_t first, int64_t streams, int64_t steps, int64_t ring, int64_t stride, int64_t seq_len,
-                      bool closes) {
+                      const Tensor& priority, const Tensor& count, const Tensor& closed, Tensor max_priority,
+                      Tensor obs, Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask,
+                      Optional legal, Tensor h, Tensor c, int64_t first, int64_t streams, int64_t steps, int64_t ring,
+                      int64_t stride, int64_t seq_len, bool closes) {
   STD_TORCH_CHECK(obs_store.dim() == 2 && h_store.dim() == 2 && count.dim() == 1 && max_priority.dim() == 1,
                   "obs_store: expected two dimensions");
   Write w{};
-  w.M = streams;
-  w.n = steps;
-  w.D = obs_store.size(1);
+  w.streams = streams;
+  w.steps = steps;
+  w.obs_size = obs_store.size(1);
   w.H = h_store.size(1);
   w.first = first;
   w.ring = ring;
@@ -128,12 +127,12 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
   w.seq_len = seq_len;
   w.closes = closes;
   const int64_t all = count.size(0), members = max_priority.size(0);
-  STD_TORCH_CHECK(w.M > 0 && w.n > 0 && w.n <= ring && stride > 0 && ring % stride == 0 && seq_len > 0 && first >= 0 &&
-                      first + w.M <= all && members > 0 && all % members == 0,
+  STD_TORCH_CHECK(streams > 0 && steps > 0 && steps <= ring && stride > 0 && ring % stride == 0 && seq_len > 0 &&
+                      first >= 0 && first + streams <= all && members > 0 && all % members == 0,
                   "replay_write: sizes do not fit");
   w.envs = all / members;
   const int64_t rows = all * ring, states = all * (ring / stride);
-  w.obs_store = place<float>(obs_store, "obs_store", {rows, w.D}, kFloat);
+  w.obs_store = place<float>(obs_store, "obs_store", {rows, w.obs_size}, kFloat);
   w.action_store = place<int32_t>(action_store, "action_store", {rows}, kInt);
   w.reward_store = place<float>(reward_store, "reward_store", {rows}, kFloat);
   w.terminated_store = place<bool>(terminated_store, "terminated_store", {rows}, kBool);
@@ -151,30 +150,34 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
   w.priority = place<double>(priority, "priority", {states}, kDouble);
   w.count = place<int64_t>(count, "count", {all}, kLong);
   w.closed = place<bool>(closed, "closed", {all}, kBool);
-  const Tensor top = need(max_priority, "max_priority", {members}, kDouble);
-  w.max_priority = top.const_data_ptr<double>();
+  max_priority = need(max_priority, "max_priority", {members}, kDouble);
+  w.max_priority = dp(max_priority);
   // of one size per step, whatever the leading dimensions are
   const auto given = [&](const Tensor& t, const char* name, int64_t width, ScalarType type) {
-    STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == w.M * w.n * width, name, ": unexpected dtype or size");
+    STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == streams * steps * width, name,
+                    ": unexpected dtype or size");
     return torch::stable::contiguous(t);
   };
-  const Tensor x = given(obs, "obs", w.D, kFloat), a = given(action, "action", 1, kLong),
-               r = given(reward, "reward", 1, kFloat), end = given(terminated, "terminated", 1, kBool),
-               begin = given(reset, "reset", 1, kBool), real = given(mask, "mask", 1, kBool),
-               hc = given(h, "h", w.H, kFloat), cc = given(c, "c", w.H, kFloat);
-  Optional ok;
-  if (legal) ok = given(*legal, "legal", w.A, kBool);
-  w.obs = fp(x);
-  w.action = a.const_data_ptr<int64_t>();
-  w.reward = fp(r);
-  w.terminated = bp(end);
-  w.reset = bp(begin);
-  w.mask = bp(real);
-  w.legal = bp(ok);
-  w.h = fp(hc);
-  w.c = fp(cc);
+  obs = given(obs, "obs", w.obs_size, kFloat);
+  action = given(action, "action", 1, kLong);
+  reward = given(reward, "reward", 1, kFloat);
+  terminated = given(terminated, "terminated", 1, kBool);
+  reset = given(reset, "reset", 1, kBool);
+  mask = given(mask, "mask", 1, kBool);
+  if (legal) legal = given(*legal, "legal", w.A, kBool);
+  h = given(h, "h", w.H, kFloat);
+  c = given(c, "c", w.H, kFloat);
+  w.obs = fp(obs);
+  w.action = ip(action);
+  w.reward = fp(reward);
+  w.terminated = bp(terminated);
+  w.reset = bp(reset);
+  w.mask = bp(mask);
+  w.legal = bp(legal);
+  w.h = fp(h);
+  w.c = fp(c);
 
-  const int64_t chunks = (w.M + kStreams - 1) / kStreams;
+  const int64_t chunks = (streams + kStreams - 1) / kStreams;
   run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->check(i); });
   STD_TORCH_CHECK(!w.bad_obs, "obs holds NaN or infinity; expected finite numbers");
   STD_TORCH_CHECK(!w.bad_reset, "reset is False in a stream that was closed; expected True there");
@@ -182,7 +185,7 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
 }
 
 struct Windows {
-  int64_t P, B, S, D, A, H, ring, stride, slots, envs;
+  int64_t P, B, S, obs_size, A, H, ring, stride, slots, envs;
   const float *obs_store, *reward_store, *h_store, *c_store;
   const int32_t* action_store;
   const bool *terminated_store, *reset_store, *mask_store, *legal_store;
@@ -200,7 +203,7 @@ struct Windows {
   }
   void window(int64_t w) const {
     const int64_t p = w / B, s = p * envs + slot[w] / slots, at = start[w] % ring, base = s * ring;
-    take(obs_store + base * D, at, S + 1, D, obs + w * (S + 1) * D);
+    take(obs_store + base * obs_size, at, S + 1, obs_size, obs + w * (S + 1) * obs_size);
     take(reward_store + base, at, S, 1, reward + w * S);
     take(terminated_store + base, at, S, 1, terminated + w * S);
     take(reset_store + base, at, S + 1, 1, reset + w * (S + 1));
@@ -214,15 +217,15 @@ struct Windows {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> replay_windows_cpu(
-    const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store, const Tensor& terminated_store,
-    const Tensor& reset_store, const Tensor& mask_store, const Optional& legal_store, const Tensor& h_store,
-    const Tensor& c_store, const Tensor& slot, const Tensor& start, int64_t ring, int64_t stride, int64_t seq_len) {
+    Tensor obs_store, Tensor action_store, Tensor reward_store, Tensor terminated_store, Tensor reset_store,
+    Tensor mask_store, Optional legal_store, Tensor h_store, Tensor c_store, Tensor slot, Tensor start, int64_t ring,
+    int64_t stride, int64_t seq_len) {
   STD_TORCH_CHECK(obs_store.dim() == 2 && h_store.dim() == 2 && slot.dim() == 2, "slot: expected [P, B]");
   Windows w{};
   w.P = slot.size(0);
   w.B = slot.size(1);
   w.S = seq_len;
-  w.D = obs_store.size(1);
+  w.obs_size = obs_store.size(1);
   w.H = h_store.size(1);
   w.ring = ring;
   w.stride = stride;
@@ -233,41 +236,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   w.slots = ring / stride;
   w.envs = rows / (w.P * ring);
   const int64_t P = w.P, B = w.B, S = w.S, states = P * w.envs * w.slots;
-  const Tensor x = need(obs_store, "obs_store", {rows, w.D}, kFloat), a = need(action_store, "action", {rows}, kInt),
-               r = need(reward_store, "reward_store", {rows}, kFloat),
-               end = need(terminated_store, "terminated_store", {rows}, kBool),
-               begin = need(reset_store, "reset_store", {rows}, kBool),
-               real = need(mask_store, "mask_store", {rows}, kBool),
-               hs = need(h_store, "h_store", {states, w.H}, kFloat),
-               cs = need(c_store, "c_store", {states, w.H}, kFloat), which = need(slot, "slot", {P, B}, kLong),
-               from = need(start, "start", {P, B}, kLong);
-  Optional ok;
+  obs_store = need(obs_store, "obs_store", {rows, w.obs_size}, kFloat);
+  action_store = need(action_store, "action_store", {rows}, kInt);
+  reward_store = need(reward_store, "reward_store", {rows}, kFloat);
+  terminated_store = need(terminated_store, "terminated_store", {rows}, kBool);
+  reset_store = need(reset_store, "reset_store", {rows}, kBool);
+  mask_store = need(mask_store, "mask_store", {rows}, kBool);
+  h_store = need(h_store, "h_store", {states, w.H}, kFloat);
+  c_store = need(c_store, "c_store", {states, w.H}, kFloat);
+  slot = need(slot, "slot", {P, B}, kLong);
+  start = need(start, "start", {P, B}, kLong);
   if (legal_store) {
     STD_TORCH_CHECK(legal_store->dim() == 2, "legal_store: expected two dimensions");
     w.A = legal_store->size(1);
-    ok = need(*legal_store, "legal_store", {rows, w.A}, kBool);
+    legal_store = need(*legal_store, "legal_store", {rows, w.A}, kBool);
   }
-  w.obs_store = fp(x);
-  w.action_store = a.const_data_ptr<int32_t>();
-  w.reward_store = fp(r);
-  w.terminated_store = bp(end);
-  w.reset_store = bp(begin);
-  w.mask_store = bp(real);
-  w.legal_store = bp(ok);
-  w.h_store = fp(hs);
-  w.c_store = fp(cs);
-  w.slot = which.const_data_ptr<int64_t>();
-  w.start = from.const_data_ptr<int64_t>();
+  w.obs_store = fp(obs_store);
+  w.action_store = action_store.const_data_ptr<int32_t>();
+  w.reward_store = fp(reward_store);
+  w.terminated_store = bp(terminated_store);
+  w.reset_store = bp(reset_store);
+  w.mask_store = bp(mask_store);
+  w.legal_store = bp(legal_store);
+  w.h_store = fp(h_store);
+  w.c_store = fp(c_store);
+  w.slot = ip(slot);
+  w.start = ip(start);
   for (int64_t i = 0; i < P * B; ++i)
     STD_TORCH_CHECK(w.slot[i] >= 0 && w.slot[i] < w.envs * w.slots && w.start[i] >= 0, "slot or start: out of range");
 
   const auto bools = [&](std::initializer_list<int64_t> shape) {
-    return torch::stable::new_empty(x, std::vector<int64_t>(shape), kBool);
+    return torch::stable::new_empty(obs_store, std::vector<int64_t>(shape), kBool);
   };
-  Tensor obs = empty(x, {P, B, S + 1, w.D}), h0 = empty(x, {P, B, w.H}), c0 = empty(x, {P, B, w.H}),
-         action = torch::stable::new_empty(x, std::vector<int64_t>{P, B, S}, kLong), reward = empty(x, {P, B, S}),
-         terminated = bools({P, B, S}), reset = bools({P, B, S + 1}), mask = bools({P, B, S}),
-         legal = legal_store ? bools({P, B, S + 1, w.A}) : bools({0});
+  Tensor obs = empty(obs_store, {P, B, S + 1, w.obs_size}), h0 = empty(obs_store, {P, B, w.H}),
+         c0 = empty(obs_store, {P, B, w.H}),
+         action = torch::stable::new_empty(obs_store, std::vector<int64_t>{P, B, S}, kLong),
+         reward = empty(obs_store, {P, B, S}), terminated = bools({P, B, S}), reset = bools({P, B, S + 1}),
+         mask = bools({P, B, S}), legal = legal_store ? bools({P, B, S + 1, w.A}) : bools({0});
   w.obs = obs.mutable_data_ptr<float>();
   w.h0 = h0.mutable_data_ptr<float>();
   w.c0 = c0.mutable_data_ptr<float>();

@@ -50,84 +50,83 @@ SpatialSizes sizes(const Tensor& obs, const Tensor& conv0_w, const Tensor& conv1
   return n;
 }
 
-std::tuple<Tensor, Tensor> spatial_encode_cpu(const Tensor& obs, const Tensor& conv0_w, const Tensor& conv0_b,
-                                              const Tensor& conv1_w, const Tensor& conv1_b, const Tensor& window_w,
-                                              const Tensor& window_b, const Tensor& position_w,
-                                              const Tensor& position_b, const Tensor& meters_w, const Tensor& meters_b,
-                                              const Tensor& affordance_w, const Tensor& affordance_b, int64_t height,
-                                              int64_t width, bool save) {
+std::tuple<Tensor, Tensor> spatial_encode_cpu(Tensor obs, Tensor conv0_w, Tensor conv0_b, Tensor conv1_w,
+                                              Tensor conv1_b, Tensor window_w, Tensor window_b, Tensor position_w,
+                                              Tensor position_b, Tensor meters_w, Tensor meters_b, Tensor affordance_w,
+                                              Tensor affordance_b, int64_t height, int64_t width, bool save) {
   const SpatialSizes n = sizes(obs, conv0_w, conv1_w, window_w, {&position_w, &meters_w, &affordance_w}, height, width);
-  const Tensor x = need(obs, "obs", {n.P, n.N, obs.size(2)}, kFloat);
-  const Tensor w0 = need(conv0_w, "conv0_w", {n.P, n.C0, n.planes, 3, 3}, kFloat),
-               b0 = need(conv0_b, "conv0_b", {n.P, n.C0}, kFloat),
-               w1 = need(conv1_w, "conv1_w", {n.P, n.C1, n.C0, 3, 3}, kFloat),
-               b1 = need(conv1_b, "conv1_b", {n.P, n.C1}, kFloat),
-               ww = need(window_w, "window_w", {n.P, n.M, n.C1 * height * width}, kFloat),
-               bw = need(window_b, "window_b", {n.P, n.M}, kFloat);
-  const Tensor w[3] = {need(position_w, "position_w", {n.P, n.out[0], n.in[0]}, kFloat),
-                       need(meters_w, "meters_w", {n.P, n.out[1], n.in[1]}, kFloat),
-                       need(affordance_w, "affordance_w", {n.P, n.out[2], n.in[2]}, kFloat)};
-  const Tensor b[3] = {need(position_b, "position_b", {n.P, n.out[0]}, kFloat),
-                       need(meters_b, "meters_b", {n.P, n.out[1]}, kFloat),
-                       need(affordance_b, "affordance_b", {n.P, n.out[2]}, kFloat)};
+  obs = need(obs, "obs", {n.P, n.N, obs.size(2)}, kFloat);
+  conv0_w = need(conv0_w, "conv0_w", {n.P, n.C0, n.planes, 3, 3}, kFloat);
+  conv0_b = need(conv0_b, "conv0_b", {n.P, n.C0}, kFloat);
+  conv1_w = need(conv1_w, "conv1_w", {n.P, n.C1, n.C0, 3, 3}, kFloat);
+  conv1_b = need(conv1_b, "conv1_b", {n.P, n.C1}, kFloat);
+  window_w = need(window_w, "window_w", {n.P, n.M, n.C1 * height * width}, kFloat);
+  window_b = need(window_b, "window_b", {n.P, n.M}, kFloat);
+  position_w = need(position_w, "position_w", {n.P, n.out[0], n.in[0]}, kFloat);
+  position_b = need(position_b, "position_b", {n.P, n.out[0]}, kFloat);
+  meters_w = need(meters_w, "meters_w", {n.P, n.out[1], n.in[1]}, kFloat);
+  meters_b = need(meters_b, "meters_b", {n.P, n.out[1]}, kFloat);
+  affordance_w = need(affordance_w, "affordance_w", {n.P, n.out[2], n.in[2]}, kFloat);
+  affordance_b = need(affordance_b, "affordance_b", {n.P, n.out[2]}, kFloat);
   Tensor features = empty(obs, {n.P, n.N, n.M + n.out[0] + n.out[1] + n.out[2]});
   Tensor saved = empty(obs, {save ? n.P : 0, kernels().spatial_saved(n)});
-  const SpatialProblem q{n,
-                         fp(x),
-                         fp(w0),
-                         fp(b0),
-                         fp(w1),
-                         fp(b1),
-                         fp(ww),
-                         fp(bw),
-                         {fp(w[0]), fp(w[1]), fp(w[2])},
-                         {fp(b[0]), fp(b[1]), fp(b[2])},
-                         features.mutable_data_ptr<float>(),
-                         save ? saved.mutable_data_ptr<float>() : nullptr};
-  kernels().spatial_encode(q, kParallel);
+  const SpatialProblem problem{n,
+                               fp(obs),
+                               fp(conv0_w),
+                               fp(conv0_b),
+                               fp(conv1_w),
+                               fp(conv1_b),
+                               fp(window_w),
+                               fp(window_b),
+                               {fp(position_w), fp(meters_w), fp(affordance_w)},
+                               {fp(position_b), fp(meters_b), fp(affordance_b)},
+                               features.mutable_data_ptr<float>(),
+                               save ? saved.mutable_data_ptr<float>() : nullptr};
+  kernels().spatial_encode(problem, kParallel);
   return {features, saved};
 }
 
 using Grads =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Grads spatial_encode_backward_cpu(const Tensor& grad, const Tensor& features, const Tensor& saved, const Tensor& obs,
-                                  const Tensor& conv0_w, const Tensor& conv1_w, const Tensor& window_w,
-                                  const Tensor& position_w, const Tensor& meters_w, const Tensor& affordance_w,
-                                  int64_t height, int64_t width) {
+Grads spatial_encode_backward_cpu(Tensor grad, Tensor features, Tensor saved, Tensor obs, const Tensor& conv0_w,
+                                  Tensor conv1_w, Tensor window_w, const Tensor& position_w, const Tensor& meters_w,
+                                  const Tensor& affordance_w, int64_t height, int64_t width) {
   const SpatialSizes n = sizes(obs, conv0_w, conv1_w, window_w, {&position_w, &meters_w, &affordance_w}, height, width);
   const int64_t D = n.M + n.out[0] + n.out[1] + n.out[2];
-  const Tensor g = need(grad, "grad", {n.P, n.N, D}, kFloat), f = need(features, "features", {n.P, n.N, D}, kFloat);
-  const Tensor kept = need(saved, "saved", {n.P, kernels().spatial_saved(n)}, kFloat);
-  const Tensor x = need(obs, "obs", {n.P, n.N, obs.size(2)}, kFloat);
-  const Tensor w1 = need(conv1_w, "conv1_w", {n.P, n.C1, n.C0, 3, 3}, kFloat);
-  const Tensor ww = need(window_w, "window_w", {n.P, n.M, n.C1 * height * width}, kFloat);
-  Tensor dw0 = empty(obs, {n.P, n.C0, n.planes, 3, 3}), db0 = empty(obs, {n.P, n.C0}),
-         dw1 = empty(obs, {n.P, n.C1, n.C0, 3, 3}), db1 = empty(obs, {n.P, n.C1}),
-         dww = empty(obs, {n.P, n.M, n.C1 * height * width}), dbw = empty(obs, {n.P, n.M});
-  Tensor dw[3], db[3];
+  grad = need(grad, "grad", {n.P, n.N, D}, kFloat);
+  features = need(features, "features", {n.P, n.N, D}, kFloat);
+  saved = need(saved, "saved", {n.P, kernels().spatial_saved(n)}, kFloat);
+  obs = need(obs, "obs", {n.P, n.N, obs.size(2)}, kFloat);
+  conv1_w = need(conv1_w, "conv1_w", {n.P, n.C1, n.C0, 3, 3}, kFloat);
+  window_w = need(window_w, "window_w", {n.P, n.M, n.C1 * height * width}, kFloat);
+  Tensor dconv0_w = empty(obs, {n.P, n.C0, n.planes, 3, 3}), dconv0_b = empty(obs, {n.P, n.C0}),
+         dconv1_w = empty(obs, {n.P, n.C1, n.C0, 3, 3}), dconv1_b = empty(obs, {n.P, n.C1}),
+         dwindow_w = empty(obs, {n.P, n.M, n.C1 * height * width}), dwindow_b = empty(obs, {n.P, n.M});
+  Tensor dsmall_w[3], dsmall_b[3];
   for (int i = 0; i < 3; ++i) {
-    dw[i] = empty(obs, {n.P, n.out[i], n.in[i]});
-    db[i] = empty(obs, {n.P, n.out[i]});
+    dsmall_w[i] = empty(obs, {n.P, n.out[i], n.in[i]});
+    dsmall_b[i] = empty(obs, {n.P, n.out[i]});
   }
   const auto to = [](Tensor& t) { return t.mutable_data_ptr<float>(); };
-  const SpatialGradProblem q{n,
-                             fp(g),
-                             fp(f),
-                             fp(kept),
-                             fp(x),
-                             fp(w1),
-                             fp(ww),
-                             to(dw0),
-                             to(db0),
-                             to(dw1),
-                             to(db1),
-                             to(dww),
-                             to(dbw),
-                             {to(dw[0]), to(dw[1]), to(dw[2])},
-                             {to(db[0]), to(db[1]), to(db[2])}};
-  kernels().spatial_encode_backward(q, kParallel);
-  return {dw0, db0, dw1, db1, dww, dbw, dw[0], db[0], dw[1], db[1], dw[2], db[2]};
+  const SpatialGradProblem problem{n,
+                                   fp(grad),
+                                   fp(features),
+                                   fp(saved),
+                                   fp(obs),
+                                   fp(conv1_w),
+                                   fp(window_w),
+                                   to(dconv0_w),
+                                   to(dconv0_b),
+                                   to(dconv1_w),
+                                   to(dconv1_b),
+                                   to(dwindow_w),
+                                   to(dwindow_b),
+                                   {to(dsmall_w[0]), to(dsmall_w[1]), to(dsmall_w[2])},
+                                   {to(dsmall_b[0]), to(dsmall_b[1]), to(dsmall_b[2])}};
+  kernels().spatial_encode_backward(problem, kParallel);
+  return {dconv0_w,    dconv0_b,    dconv1_w,    dconv1_b,    dwindow_w,   dwindow_b,
+          dsmall_w[0], dsmall_b[0], dsmall_w[1], dsmall_b[1], dsmall_w[2], dsmall_b[2]};
 }
 
 }  // namespace

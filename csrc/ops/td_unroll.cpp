@@ -36,10 +36,9 @@ namespace {
 using TDValues = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // the gradient of features last
 
 // What both forms of the operator share; `grad` says where the weights' gradients go.
-TDValues run_td(const Net& net, const Optional& target, const Tensor& features_online, const Optional& features_target,
-                const Tensor& h0, const Tensor& c0, const Tensor& action, const Tensor& reward,
-                const Tensor& terminated, const Tensor& reset, const Tensor& mask, const Tensor& weight,
-                const Optional& legal, const Tensor& gamma, const TDSettings& td, bool bf16, bool feature_grads,
+TDValues run_td(const Net& net, Optional target, Tensor features_online, Optional features_target, Tensor h0, Tensor c0,
+                Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask, Tensor weight,
+                Optional legal, Tensor gamma, const TDSettings& td, bool bf16, bool feature_grads,
                 const NetGrad* grad) {
   const NetSizes& n = net.n;
   STD_TORCH_CHECK(features_online.dim() == 4, "features_online: expected [P, B, S+1, D]");
@@ -47,53 +46,57 @@ TDValues run_td(const Net& net, const Optional& target, const Tensor& features_o
   STD_TORCH_CHECK(B > 0 && S > 0 && td.burn_in >= 0 && td.burn_in < S && td.n_step >= 1,
                   "B, S, burn_in or n_step out of range");
   STD_TORCH_CHECK(target.has_value() == features_target.has_value(), "target and features_target come together");
-  const Tensor x = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
-  Optional xt, packed, ok;
-  if (target) xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
-  if (target) packed = need(*target, "target", {P, kernels().pack_size(net.n, bf16)}, kFloat);
-  if (legal) ok = need(*legal, "legal", {P, B, T, n.A}, kBool);
-  const Tensor h = need(h0, "h0", {P, B, n.H}, kFloat), c = need(c0, "c0", {P, B, n.H}, kFloat);
-  const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);
-  const Tensor end = need(terminated, "terminated", {P, B, S}, kBool), first = need(reset, "reset", {P, B, T}, kBool);
-  const Tensor real = need(mask, "mask", {P, B, S}, kBool), w = need(weight, "weight", {P, B}, kFloat);
-  const Tensor g = need(gamma, "gamma", {P}, kFloat);
+  features_online = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
+  features_target = need(features_target, "features_target", {P, B, T, n.D}, kFloat);
+  target = need(target, "target", {P, kernels().pack_size(net.n, bf16)}, kFloat);
+  h0 = need(h0, "h0", {P, B, n.H}, kFloat);
+  c0 = need(c0, "c0", {P, B, n.H}, kFloat);
+  action = need(action, "action", {P, B, S}, kLong);
+  reward = need(reward, "reward", {P, B, S}, kFloat);
+  terminated = need(terminated, "terminated", {P, B, S}, kBool);
+  reset = need(reset, "reset", {P, B, T}, kBool);
+  mask = need(mask, "mask", {P, B, S}, kBool);
+  weight = need(weight, "weight", {P, B}, kFloat);
+  legal = need(legal, "legal", {P, B, T, n.A}, kBool);
+  gamma = need(gamma, "gamma", {P}, kFloat);
 
+  const Tensor& x = features_online;
   Tensor loss = empty(x, {P}), td_error = empty(x, {P, B, S}), priority = empty(x, {P, B}),
          q_taken = empty(x, {P, B, S}), h_final = empty(x, {P, B, n.H}), c_final = empty(x, {P, B, n.H});
   Tensor d_x = feature_grads ? empty(x, {P, B, T, n.D}) : empty(x, {0});
 
-  TDProblem q{};
-  q.net = n;
-  q.B = B;
-  q.S = S;
-  q.td = td;
-  q.bf16 = bf16;
-  q.online = net.view();
-  q.target = fp(packed);
-  q.features_online = fp(x);
-  q.features_target = fp(xt);
-  q.h0 = fp(h);
-  q.c0 = fp(c);
-  q.action = a.const_data_ptr<int64_t>();
-  q.reward = fp(r);
-  q.terminated = bp(end);
-  q.reset = bp(first);
-  q.mask = bp(real);
-  q.legal = bp(ok);
-  q.weight = fp(w);
-  q.gamma = fp(g);
-  q.loss = loss.mutable_data_ptr<float>();
-  q.td_error = td_error.mutable_data_ptr<float>();
-  q.priority = priority.mutable_data_ptr<float>();
-  q.q_taken = q_taken.mutable_data_ptr<float>();
-  q.h_final = h_final.mutable_data_ptr<float>();
-  q.c_final = c_final.mutable_data_ptr<float>();
-  q.param_grads = grad != nullptr;
-  if (grad) q.grad = *grad;
-  q.feature_grad = feature_grads ? d_x.mutable_data_ptr<float>() : nullptr;
+  TDProblem problem{};
+  problem.net = n;
+  problem.B = B;
+  problem.S = S;
+  problem.td = td;
+  problem.bf16 = bf16;
+  problem.online = net.view();
+  problem.target = fp(target);
+  problem.features_online = fp(features_online);
+  problem.features_target = fp(features_target);
+  problem.h0 = fp(h0);
+  problem.c0 = fp(c0);
+  problem.action = ip(action);
+  problem.reward = fp(reward);
+  problem.terminated = bp(terminated);
+  problem.reset = bp(reset);
+  problem.mask = bp(mask);
+  problem.legal = bp(legal);
+  problem.weight = fp(weight);
+  problem.gamma = fp(gamma);
+  problem.loss = loss.mutable_data_ptr<float>();
+  problem.td_error = td_error.mutable_data_ptr<float>();
+  problem.priority = priority.mutable_data_ptr<float>();
+  problem.q_taken = q_taken.mutable_data_ptr<float>();
+  problem.h_final = h_final.mutable_data_ptr<float>();
+  problem.c_final = c_final.mutable_data_ptr<float>();
+  problem.param_grads = grad != nullptr;
+  if (grad) problem.grad = *grad;
+  problem.feature_grad = feature_grads ? d_x.mutable_data_ptr<float>() : nullptr;
   bool bad_action = false;
-  q.bad_action = &bad_action;
-  kernels().td_unroll(q, kParallel);
+  problem.bad_action = &bad_action;
+  kernels().td_unroll(problem, kParallel);
   STD_TORCH_CHECK(!bad_action, "batch.action is out of range at a valid position; expected 0 <= action < A = ", n.A);
   return {loss, td_error, priority, q_taken, h_final, c_final, d_x};
 }
@@ -176,15 +179,15 @@ TDValues td_unroll_into_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor
 int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H, int64_t head, int64_t A, bool dueling,
                           int64_t burn_in, bool bf16, bool param_grads, bool feature_grads) {
   float wanted = 0.0f;
-  TDProblem q{};
-  q.net = {P, D, H, head ? head : H, A, head > 0, dueling};
-  q.B = B;
-  q.S = S;
-  q.td.burn_in = static_cast<int>(burn_in);
-  q.bf16 = bf16;
-  q.param_grads = param_grads;
-  q.feature_grad = feature_grads ? &wanted : nullptr;
-  return kernels().td_unroll_scratch(q);
+  TDProblem problem{};
+  problem.net = {P, D, H, head ? head : H, A, head > 0, dueling};
+  problem.B = B;
+  problem.S = S;
+  problem.td.burn_in = static_cast<int>(burn_in);
+  problem.bf16 = bf16;
+  problem.param_grads = param_grads;
+  problem.feature_grad = feature_grads ? &wanted : nullptr;
+  return kernels().td_unroll_scratch(problem);
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ inline void run_parallel(int64_t n, void* context, void (*body)(void*, int64_t))
 }
 inline constexpr Parallel kParallel{&run_parallel};
 
+// An argument of the shape and type that the operator expects, contiguous.
 inline Tensor need(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
   STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
   bool same = t.dim() == static_cast<int64_t>(shape.size());
@@ -44,10 +45,15 @@ inline Tensor need(const Tensor& t, const char* name, std::initializer_list<int6
   STD_TORCH_CHECK(same, name, ": unexpected shape");
   return torch::stable::contiguous(t);
 }
+inline Optional need(const Optional& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  return t ? Optional(need(*t, name, shape, type)) : t;
+}
 inline constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
 
 inline const float* fp(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 inline const bool* bp(const Optional& t) { return t ? t->const_data_ptr<bool>() : nullptr; }
+inline const int64_t* ip(const Optional& t) { return t ? t->const_data_ptr<int64_t>() : nullptr; }
+inline const double* dp(const Optional& t) { return t ? t->const_data_ptr<double>() : nullptr; }
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(like, std::vector<int64_t>(shape), kFloat);
 }

@@ -148,11 +148,11 @@ void step(Town& town, const Array<std::int64_t>& actions, Array<float>& obs, Arr
 
 void observe(const Town& town, Array<float>& obs, Array<bool>& legal) {
   const py::ssize_t n = town.num_envs();
-  float* to = writable(obs, "obs", {n, town.obs_size()});
-  bool* mask = writable(legal, "legal", {n, rules::kActions});
+  float* obs_rows = writable(obs, "obs", {n, town.obs_size()});
+  bool* legal_rows = writable(legal, "legal", {n, rules::kActions});
   py::gil_scoped_release nogil;
   for (int e = 0; e < town.num_envs(); ++e) {
-    town.observe(e, to + static_cast<py::ssize_t>(e) * town.obs_size(), mask + e * rules::kActions);
+    town.observe(e, obs_rows + static_cast<py::ssize_t>(e) * town.obs_size(), legal_rows + e * rules::kActions);
   }
 }
 
