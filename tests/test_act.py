@@ -218,10 +218,17 @@ def test_the_pack_is_a_snapshot() -> None:
         ({"legal": torch.ones(2, 9, 3, dtype=torch.bool)}, r"legal has shape \[2, 9, 3\]; expected \[P, E, A\]"),
         ({"epsilon": torch.zeros(2, 9)}, r"epsilon has dtype torch.float32; expected torch.float64"),
         ({"epsilon": None}, "epsilon and seeds come together"),
-        ({"epsilon": torch.full((2, 9), 1.5, dtype=torch.float64)}, r"epsilon is 1.5; expected values in \[0, 1\]"),
+        (
+            {"epsilon": torch.full((2, 9), 1.5, dtype=torch.float64)},
+            r"epsilon is 1.5 at \[0, 0\]; expected values in \[0, 1\]",
+        ),
+        (
+            {"epsilon": (torch.arange(18).view(2, 9) == 14).double() * (1 + 2**-40)},
+            r"epsilon is 1.0000000000009095 at \[1, 5\]; expected values in \[0, 1\]",
+        ),
         (
             {"epsilon": torch.full((2, 9), math.nan, dtype=torch.float64)},
-            r"epsilon is nan; expected values in \[0, 1\]",
+            r"epsilon is nan at \[0, 0\]; expected values in \[0, 1\]",
         ),
         ({"seeds": torch.zeros(3, dtype=torch.int64)}, r"seeds has shape \[3\]; expected \[P\] = \[2\]"),
     ],

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import GARBAGE_ACTION, Case, Problem, TDUnroll, draw, valid
+from op_cases import GARBAGE_ACTION, Case, Problem, TDUnroll, draw, leaves, valid
 from torch import Tensor
 
 from townlet import ops, reference
-from townlet.params import RecurrentQParams, SequenceBatch, TDSpec
+from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 CASE = Case(P=2, B=3, S=5, D=4, H=6, F=7, A=3)
 BOTH = pytest.mark.parametrize("td_unroll", [ops.td_unroll, reference.td_unroll], ids=["ops", "twin"])
@@ -220,7 +220,8 @@ class TestActions:
         for p, b, t in (positions[0], positions[-1]):  # in burn-in and after it
             bad = problem.batch.action.clone()
             bad[p, b, t] = action
-            refuse(td_unroll, problem.with_batch(action=bad), "batch.action", "0 <= action < A = 3")
+            where = f"batch.action is {action} at [{p}, {b}, {t}]"
+            refuse(td_unroll, problem.with_batch(action=bad), where, "expected 0 <= action < A = 3")
 
     @BOTH
     def test_where_not_valid(self, td_unroll: TDUnroll) -> None:
@@ -230,6 +231,21 @@ class TestActions:
         assert bool((problem.batch.mask & ~ok).any())
         assert bool((problem.batch.action[~ok].abs() > 0).all())
         assert bool(td_unroll(*problem).loss.isfinite().all())
+
+    def test_by_every_way_to_the_operator(self) -> None:
+        """With gradients to give, into buffers, in a compiled graph: the same ValueError."""
+        problem = draw(CASE)
+        bad = leaves(problem.with_batch(action=torch.full_like(problem.batch.action, 7)))
+        torch._dynamo.reset()
+        compiled = torch.compile(ops.td_unroll, fullgraph=True, backend="aot_eager")
+
+        def into(*arguments: Any) -> TDOutput:
+            grads = (None if v is None else torch.empty_like(v, requires_grad=False) for v in bad.online)
+            return ops.td_unroll(*arguments, grads=RecurrentQParams(*grads))
+
+        p, b, t = valid(problem.batch).nonzero()[0].tolist()
+        for way in (ops.td_unroll, into, compiled):
+            refuse(way, bad, f"batch.action is 7 at [{p}, {b}, {t}]")
 
     def test_an_error_leaves_the_next_call_alone(self) -> None:
         problem = draw(CASE)

@@ -222,6 +222,23 @@ class TestCompile:
             for a, b in zip(got_grads, want_grads, strict=True):
                 assert deviation(a, b).scaled < 1e-6
 
+    @pytest.mark.parametrize(("axis", "graphs"), [("batch", 1), ("units", 2)])
+    def test_one_graph_for_batches_of_every_size(self, axis: str, graphs: int) -> None:
+        """B and T are symbols to the fake kernels, which ask the compiled ones for sizes; units are numbers."""
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+        def f(x: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> Tensor:
+            return ops.lstm_unroll(x, h0, c0, *weights)[0]
+
+        compiled = torch.compile(f, fullgraph=True, backend=counter, dynamic=True)
+        for i in range(3):
+            B, T, H = (3 + i, 5 + 2 * i, 6) if axis == "batch" else (3, 5, 6 + min(i, 1))
+            shapes = ((2, B, T, 4), (2, B, H), (2, B, H), (2, 4 * H, 4), (2, 4 * H, H), (2, 4 * H))
+            arguments = [torch.randn(shape).requires_grad_() for shape in shapes]
+            assert torch.equal(compiled(*arguments), f(*arguments))
+        assert counter.frame_count == graphs
+
     @pytest.mark.parametrize("with_reset", [True, False])
     def test_lstm_unroll(self, with_reset: bool) -> None:
         torch._dynamo.reset()

@@ -133,7 +133,8 @@ def test_the_faults_of_a_step_are_named_by_the_twin_too() -> None:
     with pytest.raises(ValueError, match=r"obs holds NaN or infinity, first at \[1, 2, 0\]"):
         replay.add(**step)
     replay.add_episode(0, torch.zeros(3, OBS), [0, 1], [0.0, 0.0], terminated=True, env=1)
-    with pytest.raises(ValueError, match="reset is False in a stream whose last step ended an added episode"):
+    closed = r"reset is False in a stream whose last step ended an added episode, first at \[0, 1\]; expected True"
+    with pytest.raises(ValueError, match=closed):
         replay.add(**fields(g, True, torch.zeros(P, E, dtype=torch.bool)) | {"reset": torch.zeros(P, E) > 0})
     assert int(replay._count.sum()) == 3
 

@@ -27,7 +27,6 @@ from .params import (
     check_act,
     check_actor,
     check_adam,
-    check_epsilon,
     check_grads,
     check_params,
     check_step,
@@ -165,28 +164,23 @@ def td_unroll(
         check_grads(grads, online)
     if eager and param_grads and grads is not None and online.w_ih.device.type == "cpu":
         home = tuple(g for g in grads if g is not None)
-    try:
-        out = run(
-            *online,
-            panels,
-            *batch[:-1],
-            batch.legal,
-            gamma,
-            spec.n_step,
-            spec.burn_in,
-            spec.double_q,
-            spec.rescale_eps,
-            spec.huber_delta if spec.loss == "huber" else 0.0,
-            spec.eta,
-            bf16,
-            param_grads,
-            feature_grads,
-            *((home,) if eager else ()),
-        )
-    except RuntimeError as error:
-        if "batch.action is out of range" in str(error):
-            raise ValueError(str(error).splitlines()[0]) from None
-        raise
+    out = run(
+        *online,
+        panels,
+        *batch[:-1],
+        batch.legal,
+        gamma,
+        spec.n_step,
+        spec.burn_in,
+        spec.double_q,
+        spec.rescale_eps,
+        spec.huber_delta if spec.loss == "huber" else 0.0,
+        spec.eta,
+        bf16,
+        param_grads,
+        feature_grads,
+        *((home,) if eager else ()),
+    )
     return TDOutput(out[0], *(v.detach() for v in out[1:6]))
 
 
@@ -324,15 +318,10 @@ def act(
         assert actor.params is not None
         return reference.act(actor.params, obs, h, c, reset, legal, epsilon, seeds, step)
     check_act(s, torch.float32, obs, h, c, reset, legal, epsilon, seeds)
-    try:
-        out = torch.ops.townlet.act(
-            obs, h, c, reset, legal, epsilon, seeds, step,
-            actor.encoder, s.widths, actor.panels, s.head, s.A, s.dueling,
-        )  # fmt: skip
-    except RuntimeError as error:
-        if epsilon is not None and "epsilon is" in str(error):
-            check_epsilon(epsilon)
-        raise
+    out = torch.ops.townlet.act(
+        obs, h, c, reset, legal, epsilon, seeds, step,
+        actor.encoder, s.widths, actor.panels, s.head, s.A, s.dueling,
+    )  # fmt: skip
     return ActOutput(*out)
 
 

@@ -284,9 +284,9 @@ def check_act(
 
 def check_epsilon(epsilon: Tensor) -> None:
     """ValueError naming a value outside [0, 1]."""
-    bad = epsilon[~((epsilon >= 0) & (epsilon <= 1))]
-    if bad.numel():
-        raise ValueError(f"epsilon is {bad[0].item()}; expected values in [0, 1]")
+    bad = (~((epsilon >= 0) & (epsilon <= 1))).nonzero().tolist()
+    if bad:
+        raise ValueError(f"epsilon is {epsilon[tuple(bad[0])].item()} at {bad[0]}; expected values in [0, 1]")
 
 
 def check_adam(

@@ -198,8 +198,9 @@ def td_unroll(
     reward = batch.reward.masked_fill(~valid, 0.0)
     action = batch.action.masked_fill(~valid, 0)
     if action.device.type == "cpu" and bool(((action < 0) | (action >= size.A)).any()):
-        came = f"{int(action.min())}..{int(action.max())}"
-        raise ValueError(f"batch.action holds {came} at valid positions; expected 0 <= action < A = {size.A}")
+        where = ((action < 0) | (action >= size.A)).nonzero()[0].tolist()
+        came = f"{int(action[tuple(where)])} at {where}"
+        raise ValueError(f"batch.action is {came}, a valid position; expected 0 <= action < A = {size.A}")
     bad_member = ((action < 0) | (action >= size.A)).flatten(1).any(1)
     action = action.clamp(0, size.A - 1)
     gamma = spec.gamma.to(reward) if isinstance(spec.gamma, Tensor) else reward.new_full((size.P,), spec.gamma)
@@ -310,9 +311,17 @@ def replay_write(
     """
     which = slice(first, first + streams)
     if obs.device.type == "cpu" and not bool(obs.isfinite().all()):
-        raise RuntimeError("obs holds NaN or infinity; expected finite numbers")
-    if bool(closed[which].any()) and bool((closed[which] & ~reset.reshape(streams, steps)[:, 0].cpu()).any()):
-        raise RuntimeError("reset is False in a stream that was closed; expected True there")
+        where = (~obs.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers")
+    if bool(closed[which].any()):
+        unopened = torch.zeros(streams, steps, dtype=torch.bool)
+        unopened[:, 0] = closed[which] & ~reset.reshape(streams, steps)[:, 0].cpu()
+        if bool(unopened.any()):
+            where = unopened.reshape(reset.shape).nonzero()[0].tolist()
+            raise ValueError(
+                f"reset is False in a stream whose last step ended an added episode, first at {where}; "
+                "expected True there"
+            )
     device = obs_store.device
     stream = torch.arange(first, first + streams)
     envs = count.shape[0] // max_priority.shape[0]

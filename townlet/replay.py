@@ -372,31 +372,21 @@ class SequentialReplayBuffer:
         """
         names = ("obs", "action", "reward", "terminated", "reset", "mask")
         tables = (self._start, self._priority, self._count, self._closed, self._max_priority)
-        try:
-            self._loops.replay_write(
-                *self._stores,
-                *tables,
-                *(data[name] for name in names),
-                data.get("legal"),
-                data["h"],
-                data["c"],
-                first,
-                streams,
-                n,
-                self.ring,
-                self.stride,
-                self.seq_len,
-                closes,
-            )
-        except RuntimeError as error:
-            if "obs holds" in str(error):
-                where = (~data["obs"].isfinite()).nonzero()[0].tolist()
-                raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers") from None
-            if "reset is False" in str(error):
-                raise ValueError(
-                    "reset is False in a stream whose last step ended an added episode; expected True there"
-                ) from None
-            raise
+        self._loops.replay_write(
+            *self._stores,
+            *tables,
+            *(data[name] for name in names),
+            data.get("legal"),
+            data["h"],
+            data["c"],
+            first,
+            streams,
+            n,
+            self.ring,
+            self.stride,
+            self.seq_len,
+            closes,
+        )
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,13 @@ struct Choice {
   }
 };
 
+void check_epsilon(const Tensor& epsilon) {
+  const double* value = dp(epsilon);
+  for (int64_t i = 0; i < epsilon.numel(); ++i)
+    if (!(value[i] >= 0.0 && value[i] <= 1.0))
+      refuse("epsilon is ", digits(value[i]), " at ", position(epsilon, i), "; expected values in [0, 1]");
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(Tensor obs, Tensor h, Tensor c, Optional reset, Optional legal,
                                                    Optional epsilon, Optional seeds, int64_t step, Optional encoder,
                                                    const std::vector<int64_t>& widths, Tensor packed, int64_t head,
@@ -109,8 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_cpu(Tensor obs, Tensor h, Tensor 
   STD_TORCH_CHECK(epsilon.has_value() == seeds.has_value(), "epsilon and seeds come together");
   epsilon = need(epsilon, "epsilon", {P, E}, ScalarType::Double);
   seeds = need(seeds, "seeds", {P}, kLong);
-  for (int64_t i = 0; epsilon && i < P * E; ++i)
-    STD_TORCH_CHECK(dp(epsilon)[i] >= 0.0 && dp(epsilon)[i] <= 1.0, "epsilon is out of range");
+  if (epsilon) check_epsilon(*epsilon);
 
   Tensor h_out = empty(obs, {P, E, H}), c_out = empty(obs, {P, E, H}), q = empty(obs, {P, E, A});
   Tensor action = torch::stable::new_empty(obs, std::vector<int64_t>{P, E}, kLong);

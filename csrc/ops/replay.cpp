@@ -107,6 +107,18 @@ struct Write {
   }
 };
 
+[[noreturn]] void refuse_obs(const Tensor& obs) {
+  int64_t at = 0;
+  while (at + 1 < obs.numel() && all_finite(fp(obs) + at, 1)) ++at;
+  refuse("obs holds NaN or infinity, first at ", position(obs, at), "; expected finite numbers");
+}
+[[noreturn]] void refuse_reset(const Write& w, const Tensor& reset) {
+  int64_t m = 0;
+  while (m + 1 < w.streams && !(w.closed[w.first + m] && !w.reset[m * w.steps])) ++m;
+  refuse("reset is False in a stream whose last step ended an added episode, first at ", position(reset, m * w.steps),
+         "; expected True there");
+}
+
 void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store,
                       const Tensor& terminated_store, const Tensor& reset_store, const Tensor& mask_store,
                       const Optional& legal_store, const Tensor& h_store, const Tensor& c_store, const Tensor& start,
@@ -179,8 +191,8 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
 
   const int64_t chunks = (streams + kStreams - 1) / kStreams;
   run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->check(i); });
-  STD_TORCH_CHECK(!w.bad_obs, "obs holds NaN or infinity; expected finite numbers");
-  STD_TORCH_CHECK(!w.bad_reset, "reset is False in a stream that was closed; expected True there");
+  if (w.bad_obs) refuse_obs(obs);
+  if (w.bad_reset) refuse_reset(w, reset);
   run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->write(i); });
 }
 

@@ -33,6 +33,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
 namespace townlet {
 namespace {
 
+// Names the first action out of range at a valid position, of which the kernels have said that there is one.
+[[noreturn]] void refuse_action(const TDProblem& problem, const Tensor& action) {
+  const int64_t S = problem.S, A = problem.net.A;
+  int64_t i = 0;
+  const auto bad = [&](int64_t b, int64_t t) {
+    TDSequence s{};
+    s.terminated = problem.terminated + b * S;
+    s.reset = problem.reset + b * (S + 1);
+    s.mask = problem.mask + b * S;
+    return td_valid(s, static_cast<int>(t)) && (problem.action[i] < 0 || problem.action[i] >= A);
+  };
+  while (i + 1 < action.numel() && !bad(i / S, i % S)) ++i;
+  refuse("batch.action is ", problem.action[i], " at ", position(action, i),
+         ", a valid position; expected 0 <= action < A = ", A);
+}
+
 using TDValues = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // the gradient of features last
 
 // What both forms of the operator share; `grad` says where the weights' gradients go.
@@ -97,7 +113,7 @@ TDValues run_td(const Net& net, Optional target, Tensor features_online, Optiona
   bool bad_action = false;
   problem.bad_action = &bad_action;
   kernels().td_unroll(problem, kParallel);
-  STD_TORCH_CHECK(!bad_action, "batch.action is out of range at a valid position; expected 0 <= action < A = ", n.A);
+  if (bad_action) refuse_action(problem, action);
   return {loss, td_error, priority, q_taken, h_final, c_final, d_x};
 }
 

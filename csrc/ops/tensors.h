@@ -9,8 +9,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
+#include <charconv>
 #include <initializer_list>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../cpu/kernels.h"
@@ -48,6 +52,28 @@ inline Tensor need(const Tensor& t, const char* name, std::initializer_list<int6
 inline Optional need(const Optional& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
   return t ? Optional(need(*t, name, shape, type)) : t;
 }
+
+// Raises ValueError in Python, for a value in a tensor that people gave: torch's bindings translate this exception.
+// What STD_TORCH_CHECK finds raises RuntimeError: the caller's own checks should have kept it out.
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream text;
+  ((text << parts), ...);
+  throw std::invalid_argument(text.str());
+}
+// Where a tensor holds its element number `at`, for a person: "[1, 2, 0]".
+inline std::string position(const Tensor& t, int64_t at) {
+  std::string text = "]";
+  for (int64_t axis = t.dim() - 1; axis >= 0; at /= t.size(axis--))
+    text = (axis ? ", " : "[") + std::to_string(at % t.size(axis)) + text;
+  return text;
+}
+// The shortest digits that mean this number alone.
+inline std::string digits(double number) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, number).ptr};
+}
+
 inline constexpr ScalarType kFloat = ScalarType::Float, kBool = ScalarType::Bool, kLong = ScalarType::Long;
 
 inline const float* fp(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
