@@ -124,16 +124,21 @@ def test_how_many_windows_are_held_follows_from_the_counts(seq_len: int, stride:
     assert len(seen) > 1
 
 
-def test_the_faults_of_a_step_are_named_by_the_twin_too() -> None:
+@pytest.mark.parametrize("twin", [False, True], ids=["operator", "twin"])
+def test_the_faults_of_a_step_are_named_by_the_operator_and_by_the_twin(twin: bool) -> None:
     replay = buffer(P, E)
-    on_twins(replay)
+    if twin:
+        on_twins(replay)
     g = torch.Generator().manual_seed(0)
     step = fields(g, True, replay._closed)
     step["obs"][1, 2, 0] = float("nan")
     with pytest.raises(ValueError, match=r"obs holds NaN or infinity, first at \[1, 2, 0\]"):
         replay.add(**step)
-    replay.add_episode(0, torch.zeros(3, OBS), [0, 1], [0.0, 0.0], terminated=True, env=1)
-    closed = r"reset is False in a stream whose last step ended an added episode, first at \[0, 1\]; expected True"
+    replay.add_episode(1, torch.zeros(3, OBS), [0, 1], [0.0, 0.0], terminated=True, env=2)
+    closed = "reset is False in a stream .*, that of member 1 and environment 2; expected True"
+    state = torch.zeros(P, E, H)
+    with pytest.raises(ValueError, match=closed):
+        replay.add_final(torch.arange(P * E).view(P, E) == 5, torch.zeros(1, OBS), None, state, state)
     with pytest.raises(ValueError, match=closed):
         replay.add(**fields(g, True, torch.zeros(P, E, dtype=torch.bool)) | {"reset": torch.zeros(P, E) > 0})
     assert int(replay._count.sum()) == 3

@@ -313,18 +313,17 @@ def replay_write(
     if obs.device.type == "cpu" and not bool(obs.isfinite().all()):
         where = (~obs.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"obs holds NaN or infinity, first at {where}; expected finite numbers")
+    envs = count.shape[0] // max_priority.shape[0]
     if bool(closed[which].any()):
-        unopened = torch.zeros(streams, steps, dtype=torch.bool)
-        unopened[:, 0] = closed[which] & ~reset.reshape(streams, steps)[:, 0].cpu()
-        if bool(unopened.any()):
-            where = unopened.reshape(reset.shape).nonzero()[0].tolist()
+        unopened = (closed[which] & ~reset.reshape(streams, steps)[:, 0].cpu()).nonzero().flatten().tolist()
+        if unopened:
+            member, env = divmod(first + unopened[0], envs)
             raise ValueError(
-                f"reset is False in a stream whose last step ended an added episode, first at {where}; "
-                "expected True there"
+                f"reset is False in a stream whose last step ended an added episode, that of member {member} and "
+                f"environment {env}; expected True there"
             )
     device = obs_store.device
     stream = torch.arange(first, first + streams)
-    envs = count.shape[0] // max_priority.shape[0]
     if legal is None and legal_store is not None:
         legal = legal_store.new_ones(streams * steps, legal_store.shape[1])
     stores = (obs_store, action_store, reward_store, terminated_store, reset_store, mask_store, legal_store)

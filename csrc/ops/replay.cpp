@@ -112,11 +112,12 @@ struct Write {
   while (at + 1 < obs.numel() && all_finite(fp(obs) + at, 1)) ++at;
   refuse("obs holds NaN or infinity, first at ", position(obs, at), "; expected finite numbers");
 }
-[[noreturn]] void refuse_reset(const Write& w, const Tensor& reset) {
+[[noreturn]] void refuse_reset(const Write& w) {
   int64_t m = 0;
   while (m + 1 < w.streams && !(w.closed[w.first + m] && !w.reset[m * w.steps])) ++m;
-  refuse("reset is False in a stream whose last step ended an added episode, first at ", position(reset, m * w.steps),
-         "; expected True there");
+  const int64_t member = (w.first + m) / w.envs, env = (w.first + m) % w.envs;
+  refuse("reset is False in a stream whose last step ended an added episode, that of member ", member,
+         " and environment ", env, "; expected True there");
 }
 
 void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const Tensor& reward_store,
@@ -192,7 +193,7 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
   const int64_t chunks = (streams + kStreams - 1) / kStreams;
   run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->check(i); });
   if (w.bad_obs) refuse_obs(obs);
-  if (w.bad_reset) refuse_reset(w, reset);
+  if (w.bad_reset) refuse_reset(w);
   run_parallel(chunks, &w, [](void* self, int64_t i) { static_cast<Write*>(self)->write(i); });
 }
 
