@@ -1,9 +1,10 @@
-// Acting: encoder, one LSTM step and head for the rows of all members.  Included inside the namespace of one ISA.
+// Acting runs the encoder, one LSTM step and the head for the rows of all members.  This header is included inside the
+// namespace of one instruction set.
 //
-// Rows never meet, and what a row computes does not depend on the rows beside it; so a shard is whatever shares out
-// well, and results depend neither on the threads nor on how many environments there are.
+// Rows never meet, and what a row computes does not depend on the rows beside it.  So a shard may have whatever size
+// shares out well, and results depend neither on the threads nor on how many environments there are.
 
-// A member's panels, layer after layer: the weights, then the biases.
+// A member's panels lie layer after layer; in each the weights come first, then the biases.
 struct EncoderLayout {
   const EncoderSizes& n;
   int64_t layer_floats(int64_t i) const { return (n.widths[i] + 1) * round_up(n.widths[i + 1], kLanes); }
@@ -63,13 +64,13 @@ struct StepRun {
         net(p.net),
         encoder{p.encoder},
         lstm_floats(LstmScratch<Float>::floats_per_row(1, 1, p.net.D, p.net.H)) {
-    // few rows so that all threads get their share, an even number of shards for two; more rows where the weights
-    // would not stay in cache between shards
+    // A shard has few rows, so that all threads get their share, and the number of shards is even for two threads.
+    // It has more rows where the weights would not stay in cache between shards.
     const int64_t most = 4 * net.Hp * (net.D + net.H) > 256 * 1024 ? 48 : 24;
     const int64_t wanted = round_up((p.E + most - 1) / most, 2);
     rows = (p.E + wanted - 1) / wanted;
     shards = (p.E + rows - 1) / rows;
-    // then two hidden layers of the encoder in turn, or the head's hidden layer and Q
+    // the spare room holds two hidden layers of the encoder in turn, later the head's hidden layer and Q
     row_floats = lstm_floats + larger(2 * encoder.widest(), problem.q ? net.ldf() + net.outputs_p : 0);
   }
 
@@ -102,7 +103,7 @@ struct StepRun {
     if (problem.done) problem.done(problem.context, at, R);
   }
 
-  // Through all layers into the operand rows x.  The last layer's padding spills over the state, which comes after it.
+  // Runs all layers into the operand rows x.  The last layer's padding spills over the state, which is written later.
   void encode(int64_t p, int64_t at, const LstmScratch<Float>& l, float* spare) const {
     const float *from = problem.x + at * problem.encoder.widths[0], *w = problem.encoder_packed + p * encoder.size();
     int64_t ld = problem.encoder.widths[0];

@@ -1,7 +1,8 @@
-// Gradient clipping by global norm and Adam (Kingma & Ba 2015), one row of weights per member, in two passes over
-// memory: the norms, then everything else.  Included inside the namespace of one ISA.
+// Gradient clipping by global norm and Adam (Kingma & Ba 2015), for one row of weights per member.  The first pass over
+// memory computes the norms, the second does everything else.  This header is included inside the namespace of one
+// instruction set.
 //
-// A row is cut into chunks of kAdamChunk numbers wherever the threads are, so results do not depend on their number.
+// A row is always cut into chunks of kAdamChunk numbers, so results do not depend on the number of threads.
 
 constexpr int64_t kAdamChunk = 1 << 14;
 

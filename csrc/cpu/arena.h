@@ -4,7 +4,7 @@
 
 namespace townlet {
 
-// Uninitialised float scratch, 64-byte aligned, from buffers that are kept between calls.
+// Uninitialised float scratch, aligned to 64 bytes.  Its buffers are kept between calls.
 struct Arena {
   explicit Arena(int64_t floats);
   ~Arena();

@@ -1,9 +1,10 @@
-// The one matrix-product micro-kernel and the loops around it.  Included inside the namespace of one ISA.
+// The one matrix-product micro-kernel and the loops around it.  This header is included inside the namespace of one
+// instruction set.
 //
-// A tile of kRows x (4 * kLanes) accumulators stays in registers over the whole inner dimension: 24 of AVX-512's 32
-// registers, 12 of the 16 of AVX2 and SSE.  The right operand is read in panels of four vectors, the left one by
-// broadcast.  What a row computes does not depend on the rows beside it.  Inner dimensions, strides of operands and
-// panels are counted in words (see operand.h).
+// A tile of kRows x (4 * kLanes) accumulators stays in registers over the whole inner dimension.  It takes 24 of the 32
+// registers of AVX-512, and 12 of the 16 of AVX2 and SSE. The right operand is read in panels of four vectors, the left
+// one by broadcast.  What a row computes does not depend on the rows beside it.  Inner dimensions, strides of operands
+// and panels are counted in words (see operand.h).
 
 constexpr int kVecs = 4;
 constexpr int kWide = kVecs * kLanes;

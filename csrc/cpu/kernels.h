@@ -1,6 +1,6 @@
 #pragma once
-// What crosses the boundary between the operators (ops/) and the CPU kernels of this folder: plain structs of sizes and
-// contiguous arrays, no torch and no std containers, so that one kernel source can be compiled for several ISAs.
+// The contract between the operators (ops/) and the CPU kernels of this folder.  Plain structs of sizes and contiguous
+// arrays cross the boundary, neither torch nor std containers, so that one source can be compiled for several ISAs.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -96,7 +96,7 @@ struct StepProblem {
   float *h_out, *c_out;  // not h and c themselves
   float* q = nullptr;    // [P][E][A]
   void* context = nullptr;
-  // told of each run of rows once their values are written, by the thread that wrote them
+  // the thread that has written the values of a run of rows calls this
   void (*done)(void* context, int64_t first_row, int64_t rows) = nullptr;
 };
 
@@ -150,7 +150,8 @@ struct Kernels {
   void (*spatial_encode_backward)(const SpatialGradProblem&, Parallel);
 };
 
-// The best this CPU runs, or what the environment variable TOWNLET_ISA names; picked once at load.
+// The best kernels that this CPU runs, or those that the environment variable TOWNLET_ISA names.  They are picked once,
+// at load.
 const Kernels& kernels();
 // The bits of all sets that were built and that this CPU runs.
 int runnable();

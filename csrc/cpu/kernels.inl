@@ -1,6 +1,6 @@
-// Compiled once per instruction set: the including file defines TOWNLET_ISA (a name), TOWNLET_ISA_BIT, TOWNLET_LANES (floats in a
-// vector) and TOWNLET_ROWS (rows of a register tile).  No std containers here: an inline function of the standard
-// library compiled for a newer ISA could be the copy that the linker keeps for everybody.
+// The kernels, compiled once per instruction set (ISA).  The including file defines TOWNLET_ISA (a name),
+// TOWNLET_ISA_BIT, TOWNLET_LANES (floats in a vector) and TOWNLET_ROWS (rows of a register tile).  std containers stay
+// out: the linker could keep, for everybody, a copy of an inline function that was compiled for a newer ISA.
 
 #include <stddef.h>
 #include <stdint.h>

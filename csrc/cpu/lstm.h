@@ -1,17 +1,18 @@
-// The LSTM over time for the rows (sequences) of one shard.  Included inside the namespace of one ISA.
+// The LSTM over time for the rows (sequences) of one shard.  This header is included inside the namespace of one
+// instruction set.
 //
 // Scratch is time-major.  X [T][R][ldx] holds each step's operand row: features, then the state before the step (zero
-// where the step starts an episode).  G [blocks][Tg][R][4 kLanes], a run for each block of kLanes units, holds the
-// pre-activations, then the activated gates, then the gradients of the pre-activations as operands: of all steps
-// (Tg = T), or where nothing goes back through them of the last Tg.  C [T + 1][R][Hp] holds the cell states, C[t]
-// before step t; Y [T][R][ldy] the outputs as operands.
+// where the step starts an episode).  G [blocks][Tg][R][4 kLanes] has a run for each block of kLanes units.  It first
+// holds the pre-activations, then the activated gates, then the gradients of the pre-activations as operands.  It has
+// room for all steps (Tg = T), or where nothing goes back through them for the last Tg steps only.  C [T + 1][R][Hp]
+// holds the cell states, C[t] before step t, and Y [T][R][ldy] holds the outputs as operands.
 
 template <class Op>
 struct LstmScratch {
   int64_t R, T, Tg, D, H, Hp, ldx, ldy;
   float *X, *G, *C, *Y;
 
-  // an odd number of cache lines, so that the rows of a step spread over all sets of the cache
+  // The stride is an odd number of vectors, so that the rows of a step spread over all sets of the cache.
   static int64_t row_stride(int64_t D, int64_t H) {
     return (round_up(Op::words(D) + Op::words(round_up(H, kLanes)), kLanes) / kLanes | 1) * kLanes;
   }

@@ -1,5 +1,5 @@
-// lstm_unroll and its backward pass (float operands only), on the parts that td_unroll uses.
-// Included inside the namespace of one ISA.
+// lstm_unroll and its backward pass, for float operands only.  They are built from the parts that td_unroll uses.  This
+// header is included inside the namespace of one instruction set.
 
 struct UnrollRun {
   int64_t P, B, T, D, H, rows, shards, chunk, row_floats;

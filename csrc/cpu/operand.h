@@ -1,8 +1,9 @@
-// How the operands of matrix products are stored, in 32-bit words.  Included inside the namespace of one ISA.
+// How the operands of matrix products are stored, in 32-bit words.  This header is included inside the namespace of one
+// instruction set.
 //
-// Float and Rounded keep one value in a word; Pairs keeps two bfloat16 values that are neighbours along the inner
-// dimension, which AVX512-BF16 multiplies and adds to a float in one instruction.  Sums, cell state and gates are
-// floats in all of them.
+// Float and Rounded keep one value in a word.  Pairs keeps two bfloat16 values that are neighbours along the inner
+// dimension; AVX512-BF16 multiplies such a pair and adds it to a float in one instruction.  Sums, cell state and gates
+// are floats in all of them.
 
 struct Float {
   static constexpr int kPack = 1;  // values in a word

@@ -1,8 +1,10 @@
-// Weights rearranged into the panels that the micro-kernel reads.  Included inside the namespace of one ISA.
+// Rearranges weights into the panels that the micro-kernel reads.  This header is included inside the namespace of one
+// instruction set.
 //
 // A K x N matrix becomes panels of kWide columns, [words of K][kWide], the last one as narrow as it can be.  The
-// columns of the gates' matrices come in the order (block of kLanes units, gate i f g o, unit): a panel is a block, and
-// a tile holds the four gates of a unit in neighbouring registers.  Units beyond H are zero: their state stays zero.
+// columns of the gates' matrices come in the order (block of kLanes units, gate i f g o, unit).  So a panel is a block,
+// and a tile holds the four gates of a unit in neighbouring registers.  Units beyond H are zero: their state stays
+// zero.
 
 // Sizes and offsets (in floats) of one network's panels.  "p": rounded up to whole vectors.
 template <class Op>

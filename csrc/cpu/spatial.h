@@ -1,10 +1,10 @@
-// The encoder of RecurrentSpatialQNetwork for P members: two 3x3 convolutions over maps, a ReLU layer over them, ReLU
-// layers over the other numbers.  Included inside the namespace of one ISA.
+// The encoder of RecurrentSpatialQNetwork for P members: two 3x3 convolutions over maps, a ReLU layer over them, and
+// ReLU layers over the other numbers.  This header is included inside the namespace of one instruction set.
 //
-// Images lie side by side in the lanes ("[channel][pixel][image]"), so weights are read as they are, one broadcast a
+// Images lie side by side in the lanes ("[channel][pixel][image]").  So weights are read as they are, one broadcast a
 // product, taps that fall off the map are left out instead of multiplied by zero, and nothing is packed.  A block of at
-// most kWide images goes through all layers while it is in cache.  Only the gradients of weights contract over
-// images; for them blocks are transposed.  Gradients of convolutions are summed by block, then over blocks in order:
+// most kWide images goes through all layers while it is in cache.  Only the gradients of weights contract over images,
+// and blocks are transposed for them.  Gradients of convolutions are summed by block, then over blocks in order:
 // nothing depends on the number of threads.
 
 template <int R, int N>

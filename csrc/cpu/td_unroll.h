@@ -1,20 +1,22 @@
-// The fused operator: unroll both networks, form the TD target and the loss, back-propagate through time.
-// Included inside the namespace of one ISA.
+// The fused operator unrolls both networks, forms the TD target and the loss, and back-propagates through time.  This
+// header is included inside the namespace of one instruction set.
 //
-// Three parallel regions.  (1) Pack the online weights and count each member's valid transitions.  (2) One work item
-// per (member, shard of sequences): target unroll, online unroll, head, TD target, gradient of the loss, back through
-// time; rows never meet, so there is no barrier inside time.  (3) Weight gradients, one work item per block of output
-// rows, summed over shards in a fixed order.  Nothing depends on the number of threads or on the other members.
+// It has three parallel regions.  (1) Pack the online weights and count each member's valid transitions.  (2) One work
+// item per (member, shard of sequences) runs the target unroll, the online unroll, the head, the TD target and the
+// gradient of the loss, and goes back through time; rows never meet, so there is no barrier inside time.  (3) One work
+// item per block of output rows computes weight gradients and sums them over shards in a fixed order.  Nothing depends
+// on the number of threads or on the other members.
 
-// Sequences per shard: a function of the sizes alone.  Larger weights want more rows for each pass over them.
+// The number of sequences in a shard depends on the sizes alone.  Larger weights want more rows for each pass over
+// them.
 static inline int64_t shard_rows(int64_t B, int64_t D, int64_t H) {
   const int64_t most = 4 * H * (D + H) > 192 * 1024 ? 16 : 8;
   const int64_t shards = (B + most - 1) / most;
   return (B + shards - 1) / shards;
 }
 
-// The head for n rows of outputs y, as operands, to Q in out [n][outputs_p] (advantages become Q in place), by way of
-// hidden, as operands.
+// The head takes n rows of outputs y to Q in out [n][outputs_p]; advantages become Q in place.  y and the hidden layer
+// are stored as operands.
 template <class Op>
 static inline void q_values(const NetLayout<Op>& net, const float* w, int64_t n, const float* y, float* hidden,
                             float* out) {
@@ -153,8 +155,8 @@ struct TDRun {
   // --- region 2 ---
   Resets resets(const Shard& s, int64_t t) const { return {problem.reset + (s.p * B + s.b0) * T, T, t}; }
 
-  // Steps [t, t + n) of an unroll from the operand rows' slot `at` on: inputs projected together, then step by step.
-  // step(i) completes the arguments of step t + i.
+  // Runs steps [t, t + n) of an unroll, in the operand rows' slots from `at` on.  Inputs are projected together, the
+  // rest goes step by step; step(i) completes the arguments of step t + i.
   template <class Step>
   void unroll(const Shard& s, const LstmScratch<Op>& l, const float* w, const float* features, int64_t t, int64_t n,
               int64_t at, Step step) const {
@@ -176,7 +178,8 @@ struct TDRun {
                    net.Hp);
   }
 
-  // The target network under its own weights and its own state; keeps nothing but Q.  Borrows the online scratch.
+  // Unrolls the target network under its own weights and with its own state.  It keeps nothing but Q and borrows the
+  // online network's scratch.
   void target_unroll(const Shard& s) const {
     const float* w = problem.target + s.p * net.size;
     const LstmScratch<Op> l = s.lstm.with_gates_of(chunk);
@@ -281,7 +284,7 @@ struct TDRun {
     }
   }
 
-  // Operands whose next inner dimension is the rows: neighbouring rows share words.
+  // The rows are the inner dimension of the next products, so neighbouring rows come to share words.
   void pair_all_rows(const Shard& s) const {
     const LstmScratch<Op>& l = s.lstm;
     const Head& h = s.head;

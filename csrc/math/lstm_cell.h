@@ -1,5 +1,5 @@
 #pragma once
-// The LSTM cell's mathematics, once for every place that needs it: host vectors, host scalars, CUDA threads (C++17).
+// The mathematics of the LSTM cell.  Host vectors, host scalars and CUDA threads all compile this one header (C++17).
 //
 //   c' = f * c + i * g          h' = o * tanh(c')          (gates i, f, o: sigmoid; g: tanh; order i f g o)
 //

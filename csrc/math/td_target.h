@@ -1,7 +1,7 @@
 #pragma once
-// The TD target of one sequence, for host and device (C++17): greedy successor values, n-step returns, value
-// rescaling, loss and its gradient.  Papers: double Q (van Hasselt et al. 2016), rescaling (Pohlen et al. 2018),
-// sequence priority (R2D2, Kapturowski et al. 2019).
+// The TD target of one sequence: greedy successor values, n-step returns, value rescaling, the loss and its gradient.
+// Host and device compile this one header (C++17).  Papers: double Q (van Hasselt et al. 2016), rescaling (Pohlen et
+// al. 2018), sequence priority (R2D2, Kapturowski et al. 2019).
 
 #include <math.h>
 #include <stdint.h>
@@ -49,10 +49,10 @@ TOWNLET_HD float td_rescale_inverse(float x, float eps) {
   return x < 0.0f ? -m : m;
 }
 
-// a real transition whose successor is in the sequence, or that terminated
+// Whether transition t is valid: it is real, and its successor is in the sequence unless it terminated.
 TOWNLET_HD bool td_valid(const TDSequence& s, int t) { return s.mask[t] && (s.terminated[t] || !s.reset[t + 1]); }
 
-// value of the greedy legal action at observation u, in the units of reward
+// The value of the greedy legal action at observation u, in the units of reward.
 TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& settings, int u) {
   const float* target = s.q_target + u * s.q_target_stride;
   const float* choose = settings.double_q ? s.q_online + u * s.q_stride : target;
@@ -67,7 +67,8 @@ TOWNLET_HD float td_greedy_value(const TDSequence& s, const TDSettings& settings
   return td_rescale_inverse(target[best], settings.rescale_eps);
 }
 
-// y_t of a valid transition: at most n valid transitions, not past a terminated one, then the value found there
+// y_t of a valid transition.  The return takes at most n valid transitions and none after a terminated one; it then
+// adds the value of the observation reached, unless the last transition terminated.
 TOWNLET_HD float td_target(const TDSequence& s, const TDSettings& settings, const float* value, int t) {
   float ret = 0.0f, discount = 1.0f;
   int u = t;
@@ -98,7 +99,8 @@ struct TDTransition {
   bool trained, bad_action;
 };
 
-// Transition t of a sequence; value [S+1] holds td_greedy_value from 1 on.  Trained are the valid ones from burn_in on.
+// Transition t of a sequence; value [S+1] holds td_greedy_value from 1 on.  The valid transitions from burn_in on are
+// trained.
 TOWNLET_HD TDTransition td_transition(const TDSequence& s, const TDSettings& settings, const float* value, int t) {
   TDTransition r{0.0f, 0.0f, false, false};
   if (!td_valid(s, t)) return r;

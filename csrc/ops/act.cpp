@@ -1,5 +1,5 @@
-// Acting in one call: the network's step (cpu/act.h) and, as soon as a thread has the Q-values of a run of rows, the
-// epsilon-greedy choice for them.  The draws are those of math/philox.h, a function of (seed, step, environment).
+// One acting step in one call.  A thread that has computed the Q-values of a run of rows (cpu/act.h) at once makes the
+// epsilon-greedy choice for them.  It draws from math/philox.h, so a draw is a function of (seed, step, environment).
 
 #include <atomic>
 #include <tuple>
@@ -63,7 +63,8 @@ struct Choice {
   const int64_t* seeds;   // [P]
   int64_t* action;        // [P, E]
 
-  // Greedy, ties to the lowest index, or uniform over the legal actions; where none is legal, all are.
+  // The choice is greedy (the lowest index among equals) or uniform over the legal actions.  Where no action is legal,
+  // all of them count as legal.
   void row(int64_t at) const {
     const float* value = q + at * A;
     const bool* allowed = legal ? legal + at * A : nullptr;

@@ -1,18 +1,19 @@
-// The library of operators, torch.ops.townlet.  Every operator has a file of its name here, with its schema, its checks
-// and its call of the kernels of cpu/:
+// The library of operators, torch.ops.townlet.  Each file of this folder holds one operator and its companions: their
+// schemas, their checks, and their calls of the CPU kernels (cpu/).
 //
-//   td_unroll.cpp   td_unroll, td_unroll_into, td_unroll_scratch   loss and gradients of recurrent Q-networks
+//   td_unroll.cpp   td_unroll, td_unroll_into, td_unroll_scratch: loss and gradients of recurrent Q-networks
 //   lstm.cpp        lstm_unroll, lstm_unroll_backward, lstm_saved_size, lstm_step, unroll_plan
-//   pack.cpp        pack, pack_size                                a network's weights in the kernels' layout
-//   act.cpp         act, pack_encoder, encoder_size                one acting step
+//   pack.cpp        pack, pack_size: a network's weights in the kernels' layout
+//   act.cpp         act, pack_encoder, encoder_size: one acting step
 //   adam.cpp        adam_step
 //   replay.cpp      replay_write, replay_windows
-//   spatial.cpp     spatial_encode, spatial_encode_backward        the encoder over the Town's window
-//   library.cpp     lanes, isa, isa_levels, last_scratch   which CPU kernels run
+//   spatial.cpp     spatial_encode, spatial_encode_backward: the encoder over the Town's window
+//   library.cpp     lanes, isa, isa_levels, last_scratch: which CPU kernels run
 //
-// Shapes are checked for people in Python; the operators check them again only so that no call can read out of bounds.
-// tensors.h and net.h hold what the operators share, with those for CUDA tensors in cuda/ops.inl.  In the schemas:
-// P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
+// Python checks shapes with messages for people.  The operators check them again only so that no call can read out of
+// bounds.  The operators share tensors.h and net.h, also with the operators for CUDA tensors (cuda/ops.inl).  In the
+// schemas P are members, B sequences, S transitions, T steps, E rows, D features, H LSTM units, F units of the head's
+// hidden layer, and A actions.
 
 #include "tensors.h"
 

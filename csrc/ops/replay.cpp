@@ -1,5 +1,5 @@
 // The replay buffer's two inner loops: a step of many streams written into their rings, and windows read out of them.
-// What the tables mean is told in townlet/replay.py.  Everything is memory traffic, so there is one build for all CPUs.
+// townlet/replay.py says what the tables mean.  The loops only move memory, so one build serves all CPUs.
 
 #include <atomic>
 #include <cstring>
@@ -7,9 +7,9 @@
 
 #include "tensors.h"
 
-// Stores hold rows [all streams * ring, ...], states [all streams * ring / stride, H].
+// A store has the shape [all streams * ring, ...], a table of states [all streams * ring / stride, H].
 STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
-  // `steps` steps to each of `streams` streams from `first` on
+  // writes `steps` steps to each of `streams` streams, the first of them number `first`
   m.def(
       "replay_write(Tensor(a!) obs_store, Tensor(b!) action_store, Tensor(c!) reward_store, "
       "Tensor(d!) terminated_store, Tensor(e!) reset_store, Tensor(f!) mask_store, Tensor(g!)? legal_store, "
@@ -87,14 +87,14 @@ struct Write {
       else if (legal_store)
         std::memset(legal_store + row * A, 1, static_cast<size_t>(A));
 
-      // the window that began at a step written over is gone; a new one begins here, its state is stored
+      // The window that began at the step now written over is gone.  A new one begins here, and its state is stored.
       if (step % stride == 0) {
         const int64_t slot = s * slots + at / stride;
         std::memcpy(h_store + slot * H, h + from * H, static_cast<size_t>(H) * sizeof(float));
         std::memcpy(c_store + slot * H, c + from * H, static_cast<size_t>(H) * sizeof(float));
         start[slot] = -1;
       }
-      // a window is complete with its last observation, if the ring still holds its start at the end of this call
+      // A window is complete once its last observation is there, if the ring still holds its start after this call.
       const int64_t begun = step - seq_len;
       if (begun >= 0 && begun % stride == 0 && begun > last - ring) {
         const int64_t slot = s * slots + begun % ring / stride;
@@ -165,7 +165,7 @@ void replay_write_cpu(const Tensor& obs_store, const Tensor& action_store, const
   w.closed = place<bool>(closed, "closed", {all}, kBool);
   max_priority = need(max_priority, "max_priority", {members}, kDouble);
   w.max_priority = dp(max_priority);
-  // of one size per step, whatever the leading dimensions are
+  // A field holds `width` values for each step; its leading dimensions may be anything.
   const auto given = [&](const Tensor& t, const char* name, int64_t width, ScalarType type) {
     STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == streams * steps * width, name,
                     ": unexpected dtype or size");
@@ -207,7 +207,7 @@ struct Windows {
   int64_t* action;
   bool *terminated, *reset, *mask, *legal;
 
-  // `n` rows of `width` values from stream row `at` on, round the ring
+  // Copies `n` rows of `width` values, from the stream's row `at` on and round the ring.
   template <class T>
   void take(const T* stream, int64_t at, int64_t n, int64_t width, T* to) const {
     const int64_t head = ring - at < n ? ring - at : n;

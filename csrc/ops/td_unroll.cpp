@@ -15,8 +15,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
       "Tensor? legal, Tensor gamma, int n_step, int burn_in, bool double_q, float rescale_eps, float huber_delta, "
       "float eta, bool bf16, bool param_grads, bool feature_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // the same with the weights' gradients written into `grads`: the online weights' shapes in their order, those that
-  // there are, members any distance apart.  Returns the first seven.
+  // the same, but the weights' gradients are written into `grads`, which holds a tensor for each online weight that
+  // there is, in their order and shapes; members may lie any distance apart.  Returns the first seven.
   m.def(
       "td_unroll_into(Tensor w_ih, Tensor w_hh, Tensor bias, Tensor? w_fc, Tensor? b_fc, Tensor w_adv, Tensor b_adv, "
       "Tensor? w_val, Tensor? b_val, Tensor? target, Tensor features_online, Tensor? features_target, Tensor h0, "
@@ -51,7 +51,7 @@ namespace {
 
 using TDValues = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // the gradient of features last
 
-// What both forms of the operator share; `grad` says where the weights' gradients go.
+// Both forms of the operator run this; `grad` says where the weights' gradients go.
 TDValues run_td(const Net& net, Optional target, Tensor features_online, Optional features_target, Tensor h0, Tensor c0,
                 Tensor action, Tensor reward, Tensor terminated, Tensor reset, Tensor mask, Tensor weight,
                 Optional legal, Tensor gamma, const TDSettings& td, bool bf16, bool feature_grads,

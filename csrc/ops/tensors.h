@@ -1,6 +1,6 @@
 #pragma once
-// What the operators' implementations share: torch's tensors seen through the stable ABI, checked and handed to the
-// kernels of cpu/, and the caller's threads.  Stable ABI only: one build loads in every torch from 2.11 on.
+// The operators share this: they check torch's tensors, hand them to the kernels of cpu/, and run those on the caller's
+// threads.  Only torch's stable ABI is used, so that one build loads in every torch from 2.11 on.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -25,8 +25,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-// The caller's (torch's) threads, each taking the next item when it is free: what an item computes does not depend on
-// who computes it.  Exceptions must not cross parallel_for; the kernels throw none.
+// Runs n items on the caller's (torch's) threads.  Each thread takes the next item when it is free, and what an item
+// computes does not depend on the thread.  Exceptions must not cross parallel_for; the kernels throw none.
 inline void run_parallel(int64_t n, void* context, void (*body)(void*, int64_t)) {
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
   if (n <= 1 || threads <= 1) {
