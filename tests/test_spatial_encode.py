@@ -155,3 +155,14 @@ def test_errors_name_the_argument() -> None:
         own = weights._replace(**{k: v for k, v in change.items() if k not in arguments})
         with pytest.raises(ValueError, match=message):
             encoders.spatial_encode(arguments["obs"], own, arguments["height"], arguments["width"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2)])
+def test_the_fake_kernel_knows_what_is_saved_for_every_number_of_images(height: int, width: int) -> None:
+    """The kernel's formula stands twice, as the number of images may be a symbol: both give the same number."""
+    for N in (1, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 150, 300):
+        obs, weights = draw(2, N, 1, height, width)
+        real, saved = torch.ops.townlet.spatial_encode(obs, *weights, height, width, True)
+        meta = (v.to("meta") for v in (obs, *weights))
+        fake, fake_saved = torch.ops.townlet.spatial_encode(*meta, height, width, True)
+        assert (fake.shape, fake_saved.shape) == (real.shape, saved.shape)
