@@ -168,12 +168,11 @@ using TDResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias, const Optional& w_fc,
                         const Optional& b_fc, const Tensor& w_adv, const Tensor& b_adv, const Optional& w_val,
-                        const Optional& b_val, const Optional& target, const Tensor& features_online,
-                        const Optional& features_target, const Tensor& h0, const Tensor& c0, const Tensor& action,
-                        const Tensor& reward, const Tensor& terminated, const Tensor& reset, const Tensor& mask,
-                        const Tensor& weight, const Optional& legal, const Tensor& gamma, int64_t n_step,
-                        int64_t burn_in, bool double_q, double rescale_eps, double huber_delta, double eta, bool bf16,
-                        bool param_grads, bool feature_grads) {
+                        const Optional& b_val, Optional target, Tensor features_online, Optional features_target,
+                        Tensor h0, Tensor c0, Tensor action, Tensor reward, Tensor terminated, Tensor reset,
+                        Tensor mask, Tensor weight, Optional legal, Tensor gamma, int64_t n_step, int64_t burn_in,
+                        bool double_q, double rescale_eps, double huber_delta, double eta, bool bf16, bool param_grads,
+                        bool feature_grads) {
   const Net net(w_ih, w_hh, bias, w_fc, b_fc, w_adv, b_adv, w_val, b_val);
   const NetSizes& n = net.n;
   STD_TORCH_CHECK(features_online.dim() == 4, "features_online: expected [P, B, S+1, D]");
@@ -181,17 +180,22 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   STD_TORCH_CHECK(B > 0 && S > 0 && burn_in >= 0 && burn_in < S && n_step >= 1, "B, S, burn_in or n_step out of range");
   STD_TORCH_CHECK(target.has_value() == features_target.has_value(), "target and features_target come together");
   check_sizes(P, B);
-  const Tensor x4 = need(features_online, "features_online", {P, B, T, n.D}, kFloat), x = shaped(x4, {P, B * T, n.D});
-  Optional ok;
-  if (legal) ok = need(*legal, "legal", {P, B, T, A}, kBool);
-  const Tensor h = need(h0, "h0", {P, B, H}, kFloat), c = need(c0, "c0", {P, B, H}, kFloat);
-  const Tensor a = need(action, "action", {P, B, S}, kLong), r = need(reward, "reward", {P, B, S}, kFloat);
-  const Tensor end = need(terminated, "terminated", {P, B, S}, kBool), first = need(reset, "reset", {P, B, T}, kBool);
-  const Tensor real = need(mask, "mask", {P, B, S}, kBool), w = need(weight, "weight", {P, B}, kFloat);
-  const Tensor g = need(gamma, "gamma", {P}, kFloat);
+  features_online = need(features_online, "features_online", {P, B, T, n.D}, kFloat);
+  features_target = need(features_target, "features_target", {P, B, T, n.D}, kFloat);
+  target = need(target, "target", {P, numbers(net)}, kFloat);
+  h0 = need(h0, "h0", {P, B, H}, kFloat);
+  c0 = need(c0, "c0", {P, B, H}, kFloat);
+  action = need(action, "action", {P, B, S}, kLong);
+  reward = need(reward, "reward", {P, B, S}, kFloat);
+  terminated = need(terminated, "terminated", {P, B, S}, kBool);
+  reset = need(reset, "reset", {P, B, T}, kBool);
+  mask = need(mask, "mask", {P, B, S}, kBool);
+  weight = need(weight, "weight", {P, B}, kFloat);
+  legal = need(legal, "legal", {P, B, T, A}, kBool);
+  gamma = need(gamma, "gamma", {P}, kFloat);
   const bool backward = param_grads || feature_grads;
-  const Call call_(x4, bf16);
-  const Call& on = call_;
+  const Call on(features_online, bf16);
+  const Tensor x = shaped(features_online, {P, B * T, n.D});
   const auto at = [](Tensor& t) { return Call::at(t); };
 
   // both networks' chains, side by side
@@ -201,9 +205,9 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   cuda::UnrollForward up{P, B, T, H, bf16, 1, {}};
   up.chain[0] = {at(gates),
                  raw(w_hh_),
-                 fp(h),
-                 fp(c),
-                 bp(first),
+                 fp(h0),
+                 fp(c0),
+                 bp(reset),
                  at(y),
                  backward ? at(gates) : nullptr,
                  backward ? at(cells) : nullptr,
@@ -212,15 +216,14 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
   Optional gx_target, y_target, w_target, h_target, c_target;
   std::optional<Net> older;
   if (target) {
-    older = unpacked(need(*target, "target", {P, numbers(net)}, kFloat), net);
-    const Tensor xt = need(*features_target, "features_target", {P, B, T, n.D}, kFloat);
-    gx_target = on.affine(shaped(xt, {P, B * T, n.D}), older->w_ih, older->bias, false);
+    older = unpacked(*target, net);
+    gx_target = on.affine(shaped(*features_target, {P, B * T, n.D}), older->w_ih, older->bias, false);
     y_target = on.make({P, B * T, H});
     h_target = on.make({P, B, H});
     c_target = on.make({P, B, H});
     w_target = on.recurrent(older->w_hh);
     up.chains = 2;
-    up.chain[1] = {fp(gx_target), raw(*w_target), fp(h),   fp(c),         bp(first),
+    up.chain[1] = {fp(gx_target), raw(*w_target), fp(h0),  fp(c0),        bp(reset),
                    at(*y_target), nullptr,        nullptr, at(*h_target), at(*c_target)};
   }
   on.forward(up);
@@ -232,35 +235,35 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
          value = on.make({P, B, T}), d_adv = on.make({P, backward ? B * T : 0, A}),
          d_val = on.make({P, backward && n.dueling ? B * T : 0, 1});
   const auto number = [](int64_t v) { return static_cast<int>(v < (1 << 30) ? v : 1 << 30); };
-  cuda::TDProblem q{};
-  q.P = P;
-  q.B = B;
-  q.S = S;
-  q.A = A;
-  q.td = {number(n_step),
-          number(burn_in),
-          double_q,
-          static_cast<float>(rescale_eps),
-          static_cast<float>(huber_delta),
-          static_cast<float>(eta)};
-  q.q_online = online.q.const_data_ptr<float>();
-  q.q_target = q_target.const_data_ptr<float>();
-  q.action = a.const_data_ptr<int64_t>();
-  q.reward = fp(r);
-  q.terminated = bp(end);
-  q.reset = bp(first);
-  q.mask = bp(real);
-  q.legal = bp(ok);
-  q.weight = fp(w);
-  q.gamma = fp(g);
-  q.value = at(value);
-  q.loss = at(loss);
-  q.td_error = at(td_error);
-  q.priority = at(priority);
-  q.q_taken = at(q_taken);
-  q.d_adv = backward ? at(d_adv) : nullptr;
-  q.d_val = backward && n.dueling ? at(d_val) : nullptr;
-  check(cuda::td_loss_and_gradient(q, on.stream));
+  cuda::TDProblem problem{};
+  problem.P = P;
+  problem.B = B;
+  problem.S = S;
+  problem.A = A;
+  problem.td = {number(n_step),
+                number(burn_in),
+                double_q,
+                static_cast<float>(rescale_eps),
+                static_cast<float>(huber_delta),
+                static_cast<float>(eta)};
+  problem.q_online = online.q.const_data_ptr<float>();
+  problem.q_target = q_target.const_data_ptr<float>();
+  problem.action = ip(action);
+  problem.reward = fp(reward);
+  problem.terminated = bp(terminated);
+  problem.reset = bp(reset);
+  problem.mask = bp(mask);
+  problem.legal = bp(legal);
+  problem.weight = fp(weight);
+  problem.gamma = fp(gamma);
+  problem.value = at(value);
+  problem.loss = at(loss);
+  problem.td_error = at(td_error);
+  problem.priority = at(priority);
+  problem.q_taken = at(q_taken);
+  problem.d_adv = backward ? at(d_adv) : nullptr;
+  problem.d_val = backward && n.dueling ? at(d_val) : nullptr;
+  check(cuda::td_loss_and_gradient(problem, on.stream));
 
   const Tensor none = on.make({0});
   if (!backward)
@@ -276,7 +279,7 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
 
   // back through time: gates become the gradients of the pre-activations
   Tensor dh0 = on.make({P, B, H}), dc0 = on.make({P, B, H});
-  on.backward({P, B, T, H, bf16, burn_in, at(gates), fp(cells), fp(c), raw(w_hh_), bp(first), fp(dy), nullptr, nullptr,
+  on.backward({P, B, T, H, bf16, burn_in, at(gates), fp(cells), fp(c0), raw(w_hh_), bp(reset), fp(dy), nullptr, nullptr,
                at(dh0), at(dc0)});
 
   const Tensor dx = feature_grads ? shaped(on.product(gates, net.w_ih), {P, B, T, n.D}) : none;
@@ -284,7 +287,7 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
     return {loss, td_error, priority, q_taken, h_final, c_final, dx,   none,
             none, none,     none,     none,    none,    none,    none, none};
   Tensor before = on.make({P, B * T, H});
-  check(cuda::previous_outputs(at(before), fp(y), fp(h), bp(first), P * B, T, H, on.stream));
+  check(cuda::previous_outputs(at(before), fp(y), fp(h0), bp(reset), P * B, T, H, on.stream));
   const Tensor columns = flipped(gates), top = n.fc ? *online.hidden : y;
   return {loss,
           td_error,
@@ -307,7 +310,7 @@ TDResults td_unroll_gpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor& bi
 // What lstm_unroll keeps for its backward pass, one behind the other.
 struct Saved {
   Tensor gates, cells, before, c0;
-  static int64_t numbers(int64_t P, int64_t B, int64_t T, int64_t H) { 
+  static int64_t numbers(int64_t P, int64_t B, int64_t T, int64_t H) {
     return P * B * (T * cuda::kSavedPerStep + cuda::kSavedBeside) * H;
   }
   Saved(const Tensor& flat, int64_t P, int64_t B, int64_t T, int64_t H) {
@@ -319,89 +322,91 @@ struct Saved {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_gpu(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& bias,
-                                                           const Optional& reset, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_unroll_gpu(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh,
+                                                           Tensor bias, Optional reset, bool save) {
   STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
   const int64_t P = x.size(0), B = x.size(1), T = x.size(2), D = x.size(3), H = w_hh.size(2);
   STD_TORCH_CHECK(P > 0 && B > 0 && T > 0 && D > 0 && H > 0, "x: expected positive sizes");
   check_sizes(P, B);
-  const Tensor xc = shaped(need(x, "x", {P, B, T, D}, kFloat), {P, B * T, D});
-  const Tensor h = need(h0, "h0", {P, B, H}, kFloat), c = need(c0, "c0", {P, B, H}, kFloat);
-  const Tensor wi = need(w_ih, "w_ih", {P, 4 * H, D}, kFloat), wh = need(w_hh, "w_hh", {P, 4 * H, H}, kFloat);
-  const Tensor b = need(bias, "bias", {P, 4 * H}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {P, B, T}, kBool);
+  x = shaped(need(x, "x", {P, B, T, D}, kFloat), {P, B * T, D});
+  h0 = need(h0, "h0", {P, B, H}, kFloat);
+  c0 = need(c0, "c0", {P, B, H}, kFloat);
+  w_ih = need(w_ih, "w_ih", {P, 4 * H, D}, kFloat);
+  w_hh = need(w_hh, "w_hh", {P, 4 * H, H}, kFloat);
+  bias = need(bias, "bias", {P, 4 * H}, kFloat);
+  reset = need(reset, "reset", {P, B, T}, kBool);
   const Call on(x, false);
   const auto at = [](Tensor& t) { return Call::at(t); };
-  const Tensor gx = on.affine(xc, wi, b, false);
-  Tensor y = on.make({P, B, T, H}), hT = on.make({P, B, H}), cT = on.make({P, B, H});
+  const Tensor gx = on.affine(x, w_ih, bias, false);
+  Tensor y = on.make({P, B, T, H}), h_final = on.make({P, B, H}), c_final = on.make({P, B, H});
   Tensor saved = on.make({save ? Saved::numbers(P, B, T, H) : 0});
   std::optional<Saved> kept;
   if (save) kept.emplace(saved, P, B, T, H);
   cuda::UnrollForward up{P, B, T, H, false, 1, {}};
   up.chain[0] = {fp(gx),
-                 raw(wh),
-                 fp(h),
-                 fp(c),
-                 bp(first),
+                 raw(w_hh),
+                 fp(h0),
+                 fp(c0),
+                 bp(reset),
                  at(y),
                  save ? at(kept->gates) : nullptr,
                  save ? at(kept->cells) : nullptr,
-                 at(hT),
-                 at(cT)};
+                 at(h_final),
+                 at(c_final)};
   on.forward(up);
   if (save) {
-    check(cuda::previous_outputs(at(kept->before), fp(y), fp(h), bp(first), P * B, T, H, on.stream));
-    torch::stable::copy_(kept->c0, c);
+    check(cuda::previous_outputs(at(kept->before), fp(y), fp(h0), bp(reset), P * B, T, H, on.stream));
+    torch::stable::copy_(kept->c0, c0);
   }
-  return {y, hT, cT, saved};
+  return {y, h_final, c_final, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_gpu(
-    const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& saved, const Tensor& x, const Tensor& w_ih,
-    const Tensor& w_hh, const Optional& reset) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_unroll_backward_gpu(Tensor dy, Tensor dh, Tensor dc,
+                                                                                    Tensor saved, Tensor x, Tensor w_ih,
+                                                                                    Tensor w_hh, Optional reset) {
   STD_TORCH_CHECK(x.dim() == 4 && w_hh.dim() == 3, "x: expected [P, B, T, D]; w_hh: expected [P, 4H, H]");
   const int64_t P = x.size(0), B = x.size(1), T = x.size(2), D = x.size(3), H = w_hh.size(2);
-  const Tensor dyc = need(dy, "dy", {P, B, T, H}, kFloat), dhc = need(dh, "dh", {P, B, H}, kFloat),
-               dcc = need(dc, "dc", {P, B, H}, kFloat);
-  const Tensor xc = shaped(need(x, "x", {P, B, T, D}, kFloat), {P, B * T, D});
-  const Tensor wi = need(w_ih, "w_ih", {P, 4 * H, D}, kFloat), wh = need(w_hh, "w_hh", {P, 4 * H, H}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {P, B, T}, kBool);
+  dy = need(dy, "dy", {P, B, T, H}, kFloat);
+  dh = need(dh, "dh", {P, B, H}, kFloat);
+  dc = need(dc, "dc", {P, B, H}, kFloat);
+  saved = need(saved, "saved", {Saved::numbers(P, B, T, H)}, kFloat);
+  x = shaped(need(x, "x", {P, B, T, D}, kFloat), {P, B * T, D});
+  w_ih = need(w_ih, "w_ih", {P, 4 * H, D}, kFloat);
+  w_hh = need(w_hh, "w_hh", {P, 4 * H, H}, kFloat);
+  reset = need(reset, "reset", {P, B, T}, kBool);
   const Call on(x, false);
-  const Saved kept(need(saved, "saved", {Saved::numbers(P, B, T, H)}, kFloat), P, B, T, H);
+  const Saved kept(saved, P, B, T, H);
   Tensor gates = torch::stable::clone(kept.gates);  // they turn into their gradients
   Tensor dh0 = on.make({P, B, H}), dc0 = on.make({P, B, H});
-  on.backward({P, B, T, H, false, 0, Call::at(gates), fp(kept.cells), fp(kept.c0), raw(wh), bp(first), fp(dyc), fp(dhc),
-               fp(dcc), Call::at(dh0), Call::at(dc0)});
+  on.backward({P, B, T, H, false, 0, Call::at(gates), fp(kept.cells), fp(kept.c0), raw(w_hh), bp(reset), fp(dy), fp(dh),
+               fp(dc), Call::at(dh0), Call::at(dc0)});
   const Tensor columns = flipped(gates);
-  return {shaped(on.product(gates, wi), {P, B, T, D}),
+  return {shaped(on.product(gates, w_ih), {P, B, T, D}),
           dh0,
           dc0,
-          on.product(columns, xc),
+          on.product(columns, x),
           on.product(columns, kept.before),
           on.sum_rows(gates)};
 }
 
-std::tuple<Tensor, Tensor> lstm_step_gpu(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& packed,
-                                         const Optional& reset) {
+std::tuple<Tensor, Tensor> lstm_step_gpu(Tensor x, Tensor h, Tensor c, Tensor packed, Optional reset) {
   STD_TORCH_CHECK(x.dim() == 3 && h.dim() == 3 && packed.dim() == 2, "x: expected [P, E, D]; packed: expected [P, N]");
   const int64_t P = x.size(0), E = x.size(1), D = x.size(2), H = h.size(2);
   STD_TORCH_CHECK(P > 0 && E > 0 && D > 0 && H > 0, "x: expected positive sizes");
   STD_TORCH_CHECK(packed.size(0) == P && packed.size(1) >= 4 * H * (D + H + 1), "packed: too small for P, D and H");
   check_sizes(P, E);
-  const Tensor xc = need(x, "x", {P, E, D}, kFloat), hc = need(h, "h", {P, E, H}, kFloat);
-  const Tensor cc = need(c, "c", {P, E, H}, kFloat), w = need(packed, "packed", {P, packed.size(1)}, kFloat);
-  Optional first;
-  if (reset) first = need(*reset, "reset", {P, E}, kBool);
+  x = need(x, "x", {P, E, D}, kFloat);
+  h = need(h, "h", {P, E, H}, kFloat);
+  c = need(c, "c", {P, E, H}, kFloat);
+  packed = need(packed, "packed", {P, packed.size(1)}, kFloat);
+  reset = need(reset, "reset", {P, E}, kBool);
   const Call on(x, false);
-  Parts parts(w);
+  Parts parts(packed);
   const Tensor w_ih = parts.take({P, 4 * H, D}), w_hh = parts.take({P, 4 * H, H}), bias = parts.take({P, 4 * H});
-  const Tensor gx = on.affine(xc, w_ih, bias, false);
+  const Tensor gx = on.affine(x, w_ih, bias, false);
   Tensor y = on.make({P, E, H}), h_out = on.make({P, E, H}), c_out = on.make({P, E, H});
   cuda::UnrollForward up{P, E, 1, H, false, 1, {}};
-  up.chain[0] = {fp(gx),      raw(w_hh), fp(hc),  fp(cc),          bp(first),
+  up.chain[0] = {fp(gx),      raw(w_hh), fp(h),   fp(c),           bp(reset),
                  Call::at(y), nullptr,   nullptr, Call::at(h_out), Call::at(c_out)};
   on.forward(up);
   return {h_out, c_out};

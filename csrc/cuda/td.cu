@@ -12,21 +12,21 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ TDSequence sequence_of(const TDProblem& q, int64_t p, int64_t b) {
-  const int64_t at = p * q.B + b, T = q.S + 1;
+__device__ TDSequence sequence_of(const TDProblem& problem, int64_t p, int64_t b) {
+  const int64_t at = p * problem.B + b, T = problem.S + 1;
   TDSequence s{};
-  s.q_online = q.q_online + at * T * q.A;
-  s.q_target = q.q_target + at * T * q.A;
-  s.q_stride = s.q_target_stride = q.A;
-  s.action = q.action + at * q.S;
-  s.reward = q.reward + at * q.S;
-  s.terminated = q.terminated + at * q.S;
-  s.reset = q.reset + at * T;
-  s.mask = q.mask + at * q.S;
-  s.legal = q.legal != nullptr ? q.legal + at * T * q.A : nullptr;
-  s.S = int(q.S);
-  s.A = int(q.A);
-  s.gamma = q.gamma[p];
+  s.q_online = problem.q_online + at * T * problem.A;
+  s.q_target = problem.q_target + at * T * problem.A;
+  s.q_stride = s.q_target_stride = problem.A;
+  s.action = problem.action + at * problem.S;
+  s.reward = problem.reward + at * problem.S;
+  s.terminated = problem.terminated + at * problem.S;
+  s.reset = problem.reset + at * T;
+  s.mask = problem.mask + at * problem.S;
+  s.legal = problem.legal != nullptr ? problem.legal + at * T * problem.A : nullptr;
+  s.S = int(problem.S);
+  s.A = int(problem.A);
+  s.gamma = problem.gamma[p];
   return s;
 }
 
@@ -44,60 +44,61 @@ __device__ T block_sum(T mine, T* parts) {
   return sum;
 }
 
-__global__ void __launch_bounds__(kThreads) td_kernel(TDProblem q) {
+__global__ void __launch_bounds__(kThreads) td_kernel(TDProblem problem) {
   __shared__ double sums[kThreads];
   __shared__ int counts[kThreads];
-  const int64_t p = blockIdx.x, T = q.S + 1;
+  const int64_t p = blockIdx.x, T = problem.S + 1;
 
   int mine = 0;
-  for (int64_t i = threadIdx.x; i < q.B * T; i += kThreads) {
-    const TDSequence s = sequence_of(q, p, i / T);
+  for (int64_t i = threadIdx.x; i < problem.B * T; i += kThreads) {
+    const TDSequence s = sequence_of(problem, p, i / T);
     const int u = int(i % T);
-    if (u > 0) q.value[p * q.B * T + i] = td_greedy_value(s, q.td, u);
-    mine += u >= q.td.burn_in && u < q.S && td_valid(s, u);
+    if (u > 0) problem.value[p * problem.B * T + i] = td_greedy_value(s, problem.td, u);
+    mine += u >= problem.td.burn_in && u < problem.S && td_valid(s, u);
   }
   const int valid = block_sum(mine, counts);  // a barrier: values are there
   const float count = valid > 0 ? float(valid) : 1.0f;
 
   mine = 0;
-  for (int64_t i = threadIdx.x; i < q.B * T; i += kThreads) {
-    const int64_t at = p * q.B + i / T;
+  for (int64_t i = threadIdx.x; i < problem.B * T; i += kThreads) {
+    const int64_t at = p * problem.B + i / T;
     const int t = int(i % T);
-    const TDSequence s = sequence_of(q, p, i / T);
+    const TDSequence s = sequence_of(problem, p, i / T);
     TDTransition d{};
-    if (t < q.S) {
-      d = td_transition(s, q.td, q.value + at * T, t);
-      q.td_error[at * q.S + t] = d.error;
-      q.q_taken[at * q.S + t] = d.q_taken;
+    if (t < problem.S) {
+      d = td_transition(s, problem.td, problem.value + at * T, t);
+      problem.td_error[at * problem.S + t] = d.error;
+      problem.q_taken[at * problem.S + t] = d.q_taken;
       mine += d.bad_action;
     }
-    if (q.d_adv == nullptr) continue;
-    const float g = d.error == 0.0f ? 0.0f : -q.weight[at] / count * td_loss_grad(d.error, q.td.huber_delta);
-    const float others = q.d_val != nullptr ? -g / float(q.A) : 0.0f;
-    for (int64_t a = 0; a < q.A; ++a) q.d_adv[(at * T + t) * q.A + a] = others;
-    if (g != 0.0f) q.d_adv[(at * T + t) * q.A + s.action[t]] += g;
-    if (q.d_val != nullptr) q.d_val[at * T + t] = g;
+    if (problem.d_adv == nullptr) continue;
+    const float g =
+        d.error == 0.0f ? 0.0f : -problem.weight[at] / count * td_loss_grad(d.error, problem.td.huber_delta);
+    const float others = problem.d_val != nullptr ? -g / float(problem.A) : 0.0f;
+    for (int64_t a = 0; a < problem.A; ++a) problem.d_adv[(at * T + t) * problem.A + a] = others;
+    if (g != 0.0f) problem.d_adv[(at * T + t) * problem.A + s.action[t]] += g;
+    if (problem.d_val != nullptr) problem.d_val[at * T + t] = g;
   }
   const int bad = block_sum(mine, counts);  // a barrier: errors are there
 
   double loss = 0.0;
-  for (int64_t b = threadIdx.x; b < q.B; b += kThreads) {
-    const TDSequence s = sequence_of(q, p, b);
-    const int64_t at = p * q.B + b;
+  for (int64_t b = threadIdx.x; b < problem.B; b += kThreads) {
+    const TDSequence s = sequence_of(problem, p, b);
+    const int64_t at = p * problem.B + b;
     TDSums row;
-    for (int t = q.td.burn_in; t < q.S; ++t)
-      if (td_valid(s, t)) row.add(q.td_error[at * q.S + t], q.td.huber_delta);
-    q.priority[at] = row.priority(q.td.eta);
-    loss += double(q.weight[at]) * double(row.loss);
+    for (int t = problem.td.burn_in; t < problem.S; ++t)
+      if (td_valid(s, t)) row.add(problem.td_error[at * problem.S + t], problem.td.huber_delta);
+    problem.priority[at] = row.priority(problem.td.eta);
+    loss += double(problem.weight[at]) * double(row.loss);
   }
   loss = block_sum(loss, sums);
-  if (threadIdx.x == 0) q.loss[p] = bad ? nanf("") : float(loss / double(count));
+  if (threadIdx.x == 0) problem.loss[p] = bad ? nanf("") : float(loss / double(count));
 }
 
 }  // namespace
 
-int td_loss_and_gradient(const TDProblem& q, void* stream) {
-  return launch(td_kernel, {dim3(unsigned(q.P)), dim3(kThreads)}, stream, q);
+int td_loss_and_gradient(const TDProblem& problem, void* stream) {
+  return launch(td_kernel, {dim3(unsigned(problem.P)), dim3(kThreads)}, stream, problem);
 }
 
 }  // namespace townlet::cuda
