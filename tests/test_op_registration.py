@@ -272,6 +272,22 @@ class TestCompile:
         assert torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(*args), f(*args))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize(("D", "H", "F", "A"), [(3, 5, 7, 16), (16, 33, 16, 4), (17, 16, None, 15), (1, 1, 1, 1)])
+def test_packed_networks_have_the_size_that_fake_kernels_say(
+    D: int, H: int, F: int | None, A: int, dueling: bool, bf16: bool
+) -> None:
+    """Sizes on both sides of whole vectors: at A = 4, 15 and 16 the value's output takes a vector more on some CPU."""
+    w = draw(Case(P=2, B=1, S=1, D=D, H=H, F=F, A=A, burn_in=0, dueling=dueling)).online
+    meta = [None if v is None else v.to("meta") for v in w]
+    assert torch.ops.townlet.pack(*meta, bf16).shape == torch.ops.townlet.pack(*w, bf16).shape
+    layers = [torch.zeros(2, n, k) for n, k in ((H, D), (A, H), (D, A))]
+    biases = [torch.zeros(w.shape[:2]) for w in layers]
+    fake = torch.ops.townlet.pack_encoder([v.to("meta") for v in layers], [v.to("meta") for v in biases])
+    assert fake.shape == torch.ops.townlet.pack_encoder(layers, biases).shape
+
+
 def test_meta_tensors_give_shapes() -> None:
     """The fake kernels run on the meta device: shapes without memory."""
     seen = 0
