@@ -60,7 +60,7 @@ def test_of_another_precision_is_refused() -> None:
     problem = draw(CASE)
     assert problem.target is not None
     handle = ops.pack(problem.target, torch.bfloat16)
-    with pytest.raises(ValueError, match=r"target was packed for torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"target is packed for torch\.bfloat16"):
         kernel_td_unroll(problem.online, handle, problem.batch, problem.spec)
 
 

@@ -83,7 +83,7 @@ def lstm_step(
         raise ValueError(f"{missing} is None; expected a tensor, since w_ih is not a PackedParams")
     check_lstm_step(x, h, c, w_ih, w_hh, bias, reset)
     if packed is not None and packed.compute_dtype != torch.float32:
-        raise ValueError(f"w_ih was packed for {packed.compute_dtype}; expected torch.float32")
+        raise ValueError(f"w_ih is packed for {packed.compute_dtype}; expected torch.float32")
     if not kernel_fits("lstm_step", w_ih):
         return reference.lstm_step(x, h, c, w_ih, w_hh, bias, reset)
     if packed is not None and packed.panels is not None:

@@ -111,7 +111,7 @@ def td_unroll(
         return reference.td_unroll(online, plain, batch, spec)
     bf16 = spec.compute_dtype == torch.bfloat16
     if packed is not None and packed.compute_dtype != spec.compute_dtype:
-        raise ValueError(f"target was packed for {packed.compute_dtype}; expected {spec.compute_dtype}, as in spec")
+        raise ValueError(f"target is packed for {packed.compute_dtype}; expected {spec.compute_dtype}, as in spec")
     panels = packed.panels if packed is not None else None
     if plain is not None and panels is None:
         panels = torch.ops.townlet.pack(*(None if v is None else v.detach() for v in plain), bf16)
