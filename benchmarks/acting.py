@@ -21,7 +21,7 @@ from townlet.bench.machine import pin
 from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
 from townlet.bench.town import acting_trainer
-from townlet.params import ActorParams, RecurrentQParams
+from townlet.ops import ActorParams, RecurrentQParams
 from townlet.trainer import Trainer
 
 TOLERANCE = 1e-5

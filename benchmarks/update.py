@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from townlet.envs.town import TownArgs
 from townlet.learner import Learner
 from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork
-from townlet.params import TDSpec
+from townlet.ops import TDSpec
 from townlet.population import VectorizedPopulation
 from townlet.replay import ReplaySample, SequentialReplayBuffer
 

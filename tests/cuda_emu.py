@@ -8,7 +8,7 @@ import torch
 from op_cases import Problem
 from torch import Tensor
 
-from townlet.params import RecurrentQParams, TDOutput
+from townlet.ops import RecurrentQParams, TDOutput
 
 _spec = importlib.util.find_spec("townlet._emu")
 if _spec is None or _spec.origin is None:

@@ -30,10 +30,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from townlet import _native, ops, reference
+from townlet import _native, ops
 from townlet import device as devices
 from townlet.evaluate import GreedyActor
 from townlet.learner import Learner
+from townlet.ops import reference
 
 CUDA = torch.device("cuda", 0)
 ON_THE_HOST = {"_count", "_closed", "_keys"}  # of the replay buffer and of the population
@@ -86,8 +87,7 @@ def fake(learner: Learner) -> None:
     learner.replay._loops = reference
     learner.td_unroll = partial(ops.td_unroll, grads=learner.population.recurrent_grads)
     object.__setattr__(learner.spec, "gamma", learner.population.gamma)
-    del learner.population.packed_target  # of another size there
-    learner.population._pack_target()
+    learner.population.packed_target = learner.population._packed()  # of another size there
 
 
 def spoil(learner: Learner, control: str) -> None:

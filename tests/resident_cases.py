@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from townlet import reference
+from townlet.ops import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE, CLUSTER, GRID = 0, 1, 2

@@ -11,22 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import Case, Problem, deviation, draw_decided, evaluate
-from test_learner import make, state_of
-from test_op_values import (
+from op_cases import Case, Problem, deviation, draw_decided, evaluate, kernel_td_unroll
+from op_values import (
     BASE,
     BFLOAT16_GRADIENTS,
     BFLOAT16_VALUES,
     ODD,
+    ROUNDED,
     UNROLL_SIZES,
     VARIANTS,
     check,
-    kernel_td_unroll,
     orthogonal_array,
     unroll,
     unroll_case,
 )
-from test_op_values import TestBfloat16 as Rounding
+from test_learner import make, state_of
 from torch import Tensor
 from worlds import clock
 
@@ -69,7 +68,7 @@ class TestOperators:
     def test_td_unroll(self, case: Case) -> None:
         check(compare(draw_decided(case)))
 
-    @pytest.mark.parametrize("case", [*Rounding.CASES, *(replace(c, double_q=False) for c in RESIDENT)], ids=str)
+    @pytest.mark.parametrize("case", [*ROUNDED, *(replace(c, double_q=False) for c in RESIDENT)], ids=str)
     def test_td_unroll_bfloat16(self, case: Case) -> None:
         seen = compare(draw_decided(case).with_spec(compute_dtype=torch.bfloat16))
         check(seen, BFLOAT16_VALUES, BFLOAT16_GRADIENTS)

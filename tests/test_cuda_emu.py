@@ -14,7 +14,7 @@ import torch
 from cuda_emu import emu, evaluate, lstm_unroll, pack, td_unroll
 from op_cases import Case, Deviation, deviation, draw, draw_decided
 from op_cases import evaluate as evaluate_twin
-from test_op_values import (
+from op_values import (
     BASE,
     BFLOAT16_GRADIENTS,
     BFLOAT16_VALUES,

@@ -10,7 +10,7 @@ import torch
 
 from townlet import _native, cli, doctor, doctor_cuda, ops
 from townlet import device as devices
-from townlet.params import TDOutput
+from townlet.ops import TDOutput, backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = doctor.CPU
@@ -93,15 +93,15 @@ def test_gpu_tensors_without_kernels_are_announced_and_those_without_a_kernel_ar
     class Fake:
         device, dtype = torch.device("cuda"), like.dtype
 
-    ops._announced.clear()
+    backend.announced.clear()
     if not _native.CUDA:
         with pytest.warns(
             UserWarning, match=r"no compiled td_unroll takes float32 tensors on cuda \(no CUDA kernels: "
         ):
-            assert not ops._kernel_fits("td_unroll", Fake())  # type: ignore[arg-type]
+            assert not backend.kernel_fits("td_unroll", Fake())  # type: ignore[arg-type]
     for name in ("act", "adam_step", "spatial_encode"):
-        assert not ops._kernel_fits(name, Fake())  # type: ignore[arg-type]
-    assert len(ops._announced) == (0 if _native.CUDA else 1)
+        assert not backend.kernel_fits(name, Fake())  # type: ignore[arg-type]
+    assert len(backend.announced) == (0 if _native.CUDA else 1)
 
 
 def test_it_says_which_kernels_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,18 +90,16 @@ def test_the_twins_write_and_read_as_the_operators_do(case: Any) -> None:
     assert same(case)
 
 
-def swapped(*arguments: Any) -> None:
+def swapped(stores: Any, tables: Any, steps: Any, **sizes: Any) -> None:
     """A twin that stores another member's state."""
-    given = list(arguments)
-    given[21] = given[21].roll(1, 0)
-    reference.replay_write(*given)
+    reference.replay_write(stores, tables, steps._replace(h=steps.h.roll(1, 0)), **sizes)
 
 
-def lasting(*arguments: Any) -> None:
+def lasting(stores: Any, tables: Any, steps: Any, **sizes: Any) -> None:
     """A twin that forgets to drop the windows it writes over."""
-    start = arguments[9].clone()
-    reference.replay_write(*arguments)
-    arguments[9].copy_(torch.where(arguments[9] < 0, start, arguments[9]))
+    start = tables.start.clone()
+    reference.replay_write(stores, tables, steps, **sizes)
+    tables.start.copy_(torch.where(tables.start < 0, start, tables.start))
 
 
 @pytest.mark.parametrize("write", [swapped, lasting])

@@ -18,7 +18,7 @@ from worlds import clock, tiny
 from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
-from townlet.params import ActorParams
+from townlet.ops import ActorParams
 from townlet.records import COLUMNS, process_mark, read_metrics
 from townlet.report import Agent
 from townlet.runs import read_agent

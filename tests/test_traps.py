@@ -18,7 +18,7 @@ from op_cases import Case, Problem, TDUnroll, close, counter, deviation, draw, e
 from torch import Tensor
 
 from townlet import ops, reference
-from townlet.params import SequenceBatch, TDOutput, TDSpec
+from townlet.ops import SequenceBatch, TDOutput, TDSpec
 
 Controls = dict[str, list[TDUnroll]]
 F64 = torch.float64

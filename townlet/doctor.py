@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _native, ops, reference
 from . import device as devices
 from ._build import build_config
-from .params import RecurrentQParams, SequenceBatch, TDSpec
+from .ops import RecurrentQParams, SequenceBatch, TDSpec
 
 TOLERANCE = 2e-5
 """Largest error allowed, relative to the largest value of the tensor compared (seen: below 1e-6)."""

@@ -11,7 +11,7 @@ from . import _native, doctor
 from . import device as devices
 from .learner import Learner
 from .networks import RecurrentQNetwork
-from .params import TDSpec
+from .ops import TDSpec
 from .population import VectorizedPopulation
 from .replay import SequentialReplayBuffer
 

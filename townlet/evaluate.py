@@ -18,7 +18,7 @@ from torch import Tensor
 from . import device as devices
 from . import ops
 from .envs.adapter import VectorAdapter
-from .params import ActorParams
+from .ops import ActorParams
 
 Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
 """(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import device as devices
 from . import ops
 from .graph import CudaRecorder, Replayed
-from .params import SequenceBatch, TDOutput, TDSpec
+from .ops import SequenceBatch, TDOutput, TDSpec
 from .population import VectorizedPopulation, per_member
 from .replay import SequentialReplayBuffer
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .encoders import spatial_encode
-from .params import RecurrentQParams, SpatialWeights
+from .ops.spatial import spatial_encode
+from .ops.types import RecurrentQParams, SpatialWeights
 
 if TYPE_CHECKING:
     from .envs.images import Convolution, ImageLayout
@@ -331,10 +331,11 @@ class RecurrentConvQNetwork(_LSTMWithHead):
 class RecurrentSpatialQNetwork(_LSTMWithHead):
     """Convolutions over the Town's window, small layers for the rest of its observation, LSTM 256, head 128.
 
-    The flat observation is: `planes` maps of height x width (a map at a time, rows first) | x, y | 8 meters | building
-    underfoot (15), sin and cos of the hour, progress. The maps go through two 3x3 convolutions (16 and 32 channels,
-    padding 1, ReLU) and a ReLU layer of 128; position and meters through 32 each; the last 18 numbers, what the place
-    affords now, through 32. D = 128 + 32 + 32 + 32 = 224.
+    The flat observation is: `planes` maps of height x width (a map at a time, rows first) | x, y, and 2 * `knots`
+    weights of places | 8 meters | building underfoot (15), sin and cos of the hour, progress. The maps go through two
+    3x3 convolutions (16 and 32 channels, padding 1, ReLU) and a ReLU layer of 128; the 2 + 2 * `knots` numbers of the
+    position and the 8 meters through 32 units each; the last 18 numbers, what the place affords now, through 32.
+    D = 128 + 32 + 32 + 32 = 224.
 
     Args:
         planes, height, width: the window's maps; `from_town` reads them off an environment.

@@ -1,4 +1,4 @@
-"""Modules around the operators."""
+"""Modules around the operators: ``ResetLSTM``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,25 @@ __all__ = ["ResetLSTM"]
 
 
 class ResetLSTM(nn.Module):
-    """An LSTM that restarts inside a sequence, for P independent members at once: what `torch.nn.LSTM` lacks.
+    """An LSTM that restarts inside a sequence, for P independent members at once.
 
-    input_size D, hidden_size H, members P. One layer, one direction; weights are stacked over members and map one to
-    one to `torch.nn.LSTM` (`bias` is its bias_ih + bias_hh). Initialised as `torch.nn.LSTM` is: uniform in
-    +-1/sqrt(H). Errors: ValueError for sizes that are not positive ints, and for `num_layers` other than 1.
+    ``torch.nn.LSTM`` can do neither. This module has one layer and one direction (Hochreiter & Schmidhuber 1997, with
+    the forget gate of Gers et al. 2000). The weights are stacked over members and map one to one to those of
+    ``torch.nn.LSTM``. They are initialised as those are, uniformly in [-1/sqrt(H), 1/sqrt(H)].
+
+    Args:
+        input_size: D, the number of input features.
+        hidden_size: H, the number of units.
+        members: P, the number of independent LSTMs.
+        num_layers: 1; layers cannot be stacked.
+
+    Attributes:
+        w_ih: ``[P, 4H, D]`` float32, with the gates in the order i, f, g, o.
+        w_hh: ``[P, 4H, H]`` float32.
+        bias: ``[P, 4H]`` float32, the sum of ``bias_ih`` and ``bias_hh``.
+
+    Raises:
+        ValueError: a size is not a positive int, or ``num_layers`` is not 1; the message names the argument.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, members: int = 1, num_layers: int = 1) -> None:
@@ -26,7 +40,7 @@ class ResetLSTM(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive int")
         if num_layers != 1:
-            raise ValueError(f"num_layers is {num_layers!r}; stacked layers are not supported, expected 1")
+            raise ValueError(f"num_layers is {num_layers!r}; expected 1, since layers cannot be stacked")
         self.input_size, self.hidden_size, self.members = input_size, hidden_size, members
         bound = 1 / math.sqrt(hidden_size)
 
@@ -38,7 +52,17 @@ class ResetLSTM(nn.Module):
 
     @classmethod
     def from_torch(cls, lstm: nn.LSTM) -> ResetLSTM:
-        """A ResetLSTM of one member with the weights of a one-layer, one-directional `torch.nn.LSTM`."""
+        """A ResetLSTM of one member with the weights of a ``torch.nn.LSTM``.
+
+        Args:
+            lstm: the module whose weights are copied; it has one layer, one direction and no projection.
+
+        Returns:
+            A module that computes the same.
+
+        Raises:
+            ValueError: the module is of another kind; the message names the argument.
+        """
         if lstm.num_layers != 1 or lstm.bidirectional or lstm.proj_size:
             raise ValueError(
                 f"lstm has num_layers={lstm.num_layers}, bidirectional={lstm.bidirectional}, "
@@ -54,10 +78,18 @@ class ResetLSTM(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [P, B, T, D] -> (y [P, B, T, H], (h_T, c_T) each [P, B, H]); for one member P may be left out everywhere.
+        """Runs the LSTMs along B sequences for each member. For one member the axis P may be left out everywhere.
 
-        state: (h, c) before step 0, zeros when None. reset: bool [P, B, T]; where set, the state is zeroed before the
-        step. Errors: ValueError naming the argument whose shape does not fit.
+        Args:
+            x: ``[P, B, T, D]``, the inputs, in the dtype of the weights.
+            state: h and c before step 0, ``[P, B, H]`` each; None for zeros.
+            reset: ``[P, B, T]`` bool, or None. Where it is set, the state is zeroed before the step.
+
+        Returns:
+            The outputs ``[P, B, T, H]``, and the pair of h and c after the last step, ``[P, B, H]`` each.
+
+        Raises:
+            ValueError: an argument does not fit; the message names it.
         """
         single = self.members == 1 and x.dim() == 3
         if single:

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import device as devices
 from . import ops, reference
 from .networks import RecurrentNetwork, check_seeds, cut_memory
-from .params import ActorParams, RecurrentQParams
+from .ops import ActorParams, RecurrentQParams
 
 _ALIGN = 16  # floats: each parameter starts on a cache line
 
@@ -142,7 +142,8 @@ class VectorizedPopulation:
         self.target_network = self._views(self.target_flat)
         self.average_flat = self.online_flat.detach().clone() if ema_decay else None
         self.averaged = self.online if self.average_flat is None else self._views(self.average_flat)
-        self.sync_target()
+        self.target_flat.copy_(self.online_flat)
+        self.packed_target = self._packed()
 
         self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
@@ -347,9 +348,12 @@ class VectorizedPopulation:
         self._h, self._c = self._h * keep, self._c * keep
         self._pack_target()
 
+    def _packed(self) -> ops.PackedParams:
+        return ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
+
     def _pack_target(self) -> None:
-        new = ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
-        if not (self.deferred and hasattr(self, "packed_target")):
+        new = self._packed()
+        if not self.deferred:
             self.packed_target = new
             return
         # in place: a graph of the update reads these tensors

@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _C, reference
-from . import _native as _native  # registers torch.ops.townlet
+from . import _C
 from . import device as devices
 from .networks import check_seeds
+from .ops import reference
+from .ops import replay as compiled
+from .ops.types import ReplaySteps, ReplayStores, ReplayTables
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class SequentialReplayBuffer:
         self.seeds = [int(s) for s in seeds]
         self._keys = np.asarray(self.seeds, dtype=np.uint64)
         self._slots = self.ring // self.stride  # K
-        self._loops: Any = torch.ops.townlet if self.device.type == "cpu" else reference
+        self._loops: Any = compiled if self.device.type == "cpu" else reference
 
         what = f"replay: {members} x {num_envs} streams of {self.ring} steps, {size.nbytes / 2**20:,.1f} MiB"
         memory = devices.memory(self.device)
@@ -157,10 +159,10 @@ class SequentialReplayBuffer:
         self._count = torch.zeros(streams, dtype=torch.int64)  # steps ever written to each stream
         self._closed = torch.zeros(streams, dtype=torch.bool)  # the next step must open an episode
         self._samples = 0
-        names = ("obs", "action", "reward", "terminated", "reset", "mask")
         self._fields = {name: (tuple(v.shape[1:]), _GIVEN.get(name, torch.bool)) for name, v in self._data.items()}
         self._fields |= dict.fromkeys(("h", "c"), ((hidden_size,), torch.float32))
-        self._stores = (*(self._data[name] for name in names), self._data.get("legal"), self._h, self._c)
+        stores: dict[str, Tensor | None] = {**self._data, "h": self._h, "c": self._c}
+        self._stores = ReplayStores._make(stores.get(name) for name in ReplayStores._fields)
 
     # -- size ----------------------------------------------------------------------------------------------------------
 
@@ -370,23 +372,10 @@ class SequentialReplayBuffer:
 
         `closes`: the next step of these streams must open an episode.
         """
-        names = ("obs", "action", "reward", "terminated", "reset", "mask")
-        tables = (self._start, self._priority, self._count, self._closed, self._max_priority)
-        self._loops.replay_write(
-            *self._stores,
-            *tables,
-            *(data[name] for name in names),
-            data.get("legal"),
-            data["h"],
-            data["c"],
-            first,
-            streams,
-            n,
-            self.ring,
-            self.stride,
-            self.seq_len,
-            closes,
-        )
+        tables = ReplayTables(self._start, self._priority, self._count, self._closed, self._max_priority)
+        sizes = {"n": n, "ring": self.ring, "stride": self.stride, "seq_len": self.seq_len}
+        steps = ReplaySteps._make(data.get(name) for name in ReplaySteps._fields)
+        self._loops.replay_write(self._stores, tables, steps, first=first, streams=streams, **sizes, closes=closes)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -431,20 +420,20 @@ class SequentialReplayBuffer:
             weight = (held.sum(1, keepdim=True) * probability) ** -self.beta
             weight /= weight.amax(1, keepdim=True)
 
-        obs, h0, c0, action, reward, terminated, reset, mask, legal = self._loops.replay_windows(
-            *self._stores, slot, start, self.ring, self.stride, self.seq_len
+        windows: ReplaySteps = self._loops.replay_windows(
+            self._stores, slot, start, ring=self.ring, stride=self.stride, seq_len=self.seq_len
         )
         return ReplaySample(
-            obs=obs,
-            h0=h0,
-            c0=c0,
-            action=action,
-            reward=reward,
-            terminated=terminated,
-            reset=reset,
-            mask=mask,
+            obs=windows.obs,
+            h0=windows.h,
+            c0=windows.c,
+            action=windows.action,
+            reward=windows.reward,
+            terminated=windows.terminated,
+            reset=windows.reset,
+            mask=windows.mask,
             weight=weight.float(),
-            legal=legal if "legal" in self._data else None,
+            legal=windows.legal,
             slot=slot,
             start=start,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..params import RecurrentQParams
+from ..ops import RecurrentQParams
 from .problem import Gradients, Problem
 
 Update = Callable[[], Gradients]

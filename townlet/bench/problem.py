@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from ..ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 """Largest error allowed, relative to the largest value of the tensor compared (seen: 3e-6 and 9e-3)."""

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from townlet import reference
-from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from townlet import ops, reference
+from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 TDUnroll = Callable[..., TDOutput]
 GARBAGE_ACTION = 10**12
@@ -251,6 +251,32 @@ def evaluate(
         if isinstance(v, Tensor) and v.requires_grad:
             result[f"grad.{name}"] = torch.zeros_like(v) if v.grad is None else v.grad
     return result
+
+
+def kernel_td_unroll(online, target, batch, spec) -> TDOutput:
+    """The compiled path or an error, never the fallback."""
+    return ops.td_unroll(online, target, batch, replace(spec, backend="kernel"))
+
+
+def assert_same_bits(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """The same names with equal tensors."""
+    assert got.keys() == want.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+
+
+def strided(v: Tensor) -> Tensor:
+    """The same values, no axis contiguous."""
+    wide = torch.empty(*v.shape[::-1], 2, dtype=v.dtype)
+    view = wide[..., 0].permute(*range(v.dim())[::-1])
+    view.copy_(v)
+    return view
+
+
+def wrong_shapes(v: Tensor) -> list[Tensor]:
+    """One more at each axis, and one axis too many."""
+    larger = [v.repeat_interleave(2, axis) for axis in range(v.dim())]
+    return [*larger, v.unsqueeze(-1)]
 
 
 class Deviation(NamedTuple):

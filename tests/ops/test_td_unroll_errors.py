@@ -1,4 +1,4 @@
-"""Bad arguments: a ValueError that names the argument, what came and what was expected."""
+"""Bad arguments of `td_unroll`: a ValueError that names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import GARBAGE_ACTION, Case, Problem, TDUnroll, draw, leaves, valid
-from torch import Tensor
+from op_cases import GARBAGE_ACTION, Case, Problem, TDUnroll, draw, leaves, valid, wrong_shapes
 
 from townlet import ops, reference
-from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 CASE = Case(P=2, B=3, S=5, D=4, H=6, F=7, A=3)
 BOTH = pytest.mark.parametrize("td_unroll", [ops.td_unroll, reference.td_unroll], ids=["ops", "twin"])
@@ -47,12 +46,6 @@ def refuse(td_unroll: TDUnroll, problem: Problem, *words: str) -> None:
         td_unroll(*problem)
     for word in words:
         assert word in str(caught.value), str(caught.value)
-
-
-def wrong_shapes(v: Tensor) -> list[Tensor]:
-    """One more at each axis, and one axis too many."""
-    larger = [v.repeat_interleave(2, axis) for axis in range(v.dim())]
-    return [*larger, v.unsqueeze(-1)]
 
 
 @BOTH
@@ -95,7 +88,8 @@ def test_half_a_pair(td_unroll: TDUnroll, name: str) -> None:
     pair = ("w_fc", "b_fc") if "fc" in name else ("w_val", "b_val")
     for side in ("online", "target"):
         broken = problem._replace(**{side: getattr(problem, side)._replace(**{name: None})})
-        refuse(td_unroll, broken, *(f"{side}.{n}" for n in pair), "pair")
+        came = "is None; expected a tensor" if name == pair[1] else "is a tensor; expected None"
+        refuse(td_unroll, broken, f"{side}.{pair[1]} {came}, as {side}.{pair[0]} is")
 
 
 @BOTH
@@ -253,64 +247,3 @@ class TestActions:
         refuse(ops.td_unroll, problem.with_batch(action=torch.full_like(problem.batch.action, 7)), "batch.action")
         for a, b in zip(ops.td_unroll(*problem), want, strict=True):
             assert torch.equal(a, b)
-
-
-class TestLstm:
-    """lstm_unroll, lstm_step and pack."""
-
-    UNROLL: dict[str, list[int]] = {"x": [2, 3, 6, 4], "h0": [2, 3, 6], "c0": [2, 3, 6], "reset": [2, 3, 6]}  # noqa: RUF012
-    STEP: dict[str, list[int]] = {"x": [2, 3, 4], "h": [2, 3, 6], "c": [2, 3, 6], "reset": [2, 3]}  # noqa: RUF012
-
-    @staticmethod
-    def unroll_args() -> dict[str, Tensor]:
-        p = draw(CASE)
-        b = p.batch
-        return {"x": b.features_online, "h0": b.h0, "c0": b.c0, **named_lstm(p.online), "reset": b.reset}
-
-    @staticmethod
-    def step_args() -> dict[str, Tensor]:
-        p = draw(CASE)
-        b = p.batch
-        x, reset = b.features_online[:, :, 0], b.reset[:, :, 0]
-        return {"x": x, "h": b.h0, "c": b.c0, **named_lstm(p.online), "reset": reset}
-
-    @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "twin"])
-    @pytest.mark.parametrize("op", ["lstm_unroll", "lstm_step"])
-    @pytest.mark.parametrize("wrong", ["shape", "type", "None"])
-    def test_arguments(self, module: Any, op: str, wrong: str) -> None:
-        f, args = getattr(module, op), self.unroll_args() if op == "lstm_unroll" else self.step_args()
-        f(**args)
-        for name, v in args.items():
-            if wrong == "shape":
-                # w_ih says what P, D and H are, and x what the rest is: their neighbours do not fit then
-                bad = {"w_ih": [v[0], v[:, 1:]], "x": [v[0], v.repeat_interleave(2, 0), v[..., 1:], v[:, :0]]}.get(
-                    name, wrong_shapes(v)
-                )
-            elif wrong == "type":
-                bad = [v.to(torch.uint8 if v.dtype == torch.bool else torch.float16)]
-            else:
-                bad = [] if name == "reset" else [None]
-            for value in bad:
-                with pytest.raises(ValueError, match=rf"\b{name}\b") as caught:
-                    f(**{**args, name: value})
-                assert "expected" in str(caught.value)
-
-    def test_empty_time(self) -> None:
-        args = self.unroll_args()
-        with pytest.raises(ValueError, match=r"x has shape \[2, 3, 0, 4\]"):
-            ops.lstm_unroll(**{**args, "x": args["x"][:, :, :0], "reset": args["reset"][:, :, :0]})
-
-    def test_pack(self) -> None:
-        p = draw(CASE).online
-        for broken in (p._replace(w_hh=p.w_hh[:, :-1]), p._replace(b_fc=None), p._replace(b_adv=p.b_adv.double())):
-            with pytest.raises(ValueError, match=r"w_hh|b_fc|b_adv"):
-                ops.pack(broken)
-
-    def test_step_with_weights_half_given(self) -> None:
-        args = self.step_args()
-        with pytest.raises(ValueError, match="bias"):
-            ops.lstm_step(**{**args, "bias": None})
-
-
-def named_lstm(p: RecurrentQParams) -> dict[str, Tensor]:
-    return {"w_ih": p.w_ih, "w_hh": p.w_hh, "bias": p.bias}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from op_cases import Case, close, draw, draw_decided, leaves, margin, valid
 from torch import Tensor
 
-from townlet import reference
-from townlet.params import RecurrentQParams
+from townlet import ops, reference
+from townlet.ops import RecurrentQParams
+from townlet.ops import reference as definitions
 
 SMALL = Case(B=2, S=4, D=2, H=3, F=3, A=3, n_step=2, burn_in=0, padding=False)
 
@@ -147,6 +149,16 @@ class TestNStepReturn:
         gamma = torch.full((1, 1, 1), 0.9, dtype=torch.float64)
         got = reference.n_step_return(value, none.double(), none, ~none, gamma, 5)
         close(got, [5.9049, 5.9049, 6.561, 7.29, 8.1, 9.0], 1e-12)
+
+
+def test_every_operator_has_a_twin_of_its_name() -> None:
+    twins = {n for n, f in vars(definitions).items() if getattr(f, "__module__", "") == definitions.__name__}
+    twins = {n for n in twins if not n.startswith("_")}
+    calls = {n for n in ops.__all__ if inspect.isfunction(getattr(ops, n))}
+    assert calls - {"pack_actor", "td_unroll_scratch"} < twins  # one makes a handle, the other tells a size
+    assert {"spatial_encode", "replay_write", "replay_windows"} < twins
+    assert set(reference.__all__) == twins
+    assert all(getattr(reference, n) is getattr(definitions, n) for n in twins)
 
 
 class TestCases:

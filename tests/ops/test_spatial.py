@@ -1,4 +1,4 @@
-"""`encoders.spatial_encode` against its twin in float64: values, gradients, threads, company, errors."""
+"""`spatial_encode` against its twin in float64: values, gradients, threads, company, errors."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from townlet import encoders, reference
-from townlet.params import SpatialWeights
+from townlet.ops import reference
+from townlet.ops.spatial import spatial_encode
+from townlet.ops.types import SpatialWeights
 
-SIZES = [  # P, N, planes, height, width
-    (1, 144, 2, 5, 5),
-    (2, 1, 1, 1, 1),
-    (3, 65, 3, 2, 7),
-    (2, 17, 16, 3, 3),
-    (1, 130, 2, 4, 1),
+SIZES = [  # P, N, planes, height, width, knots
+    (1, 144, 2, 5, 5, 0),
+    (2, 1, 1, 1, 1, 0),
+    (3, 65, 3, 2, 7, 8),
+    (2, 17, 16, 3, 3, 2),
+    (1, 130, 2, 4, 1, 3),
 ]
 Encode = Callable[[Tensor, SpatialWeights, int, int], Tensor]
 
 
-def draw(P: int, N: int, planes: int, height: int, width: int, units: int = 16) -> tuple[Tensor, SpatialWeights]:
+def draw(
+    P: int, N: int, planes: int, height: int, width: int, knots: int = 0, units: int = 16
+) -> tuple[Tensor, SpatialWeights]:
     """Observations, and weights of layers with `units`, twice and three times as many units."""
     torch.manual_seed(0)
     outputs = (units, 2 * units, 3 * units, units, 2 * units, units)
-    inputs = (planes, units, 2 * units * height * width, 2, 8, 18)
+    position = 2 + 2 * knots
+    inputs = (planes, units, 2 * units * height * width, position, 8, 18)
     tensors = []
     for i, (n, k) in enumerate(zip(outputs, inputs, strict=True)):
         shape = (P, n, k, 3, 3) if i < 2 else (P, n, k)
         fan_in = k * 9 if i < 2 else k
         tensors += [torch.randn(shape) * fan_in**-0.5, torch.randn(P, n) * 0.3]
-    return torch.randn(P, N, planes * height * width + 28), SpatialWeights(*tensors)
+    return torch.randn(P, N, planes * height * width + position + 26), SpatialWeights(*tensors)
 
 
 def results(encode: Encode, size: tuple[int, ...], dtype: torch.dtype, units: int = 16) -> list[Tensor]:
     """Features and the gradients of all weights."""
     obs, weights = draw(*size, units=units)
     own = SpatialWeights(*(w.to(dtype).requires_grad_() for w in weights))
-    features = encode(obs.to(dtype), own, *size[3:])
+    features = encode(obs.to(dtype), own, *size[3:5])
     return [features.detach(), *torch.autograd.grad(features, list(own), torch.randn(features.shape).to(dtype))]
 
 
@@ -54,20 +58,20 @@ TOLERANCE = 2e-6  # observed 3e-7
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_twin_in_double_precision(size: tuple[int, ...]) -> None:
     expected = results(reference.spatial_encode, size, torch.float64)
-    got = results(encoders.spatial_encode, size, torch.float32)
+    got = results(spatial_encode, size, torch.float32)
     assert max(deviations(got, expected)) < TOLERANCE
 
 
 def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "spatial_encode", None)
-    results(encoders.spatial_encode, SIZES[0], torch.float32)
+    results(spatial_encode, SIZES[0], torch.float32)
     with pytest.raises(TypeError):  # control: units that do not fill vectors go to the twin
-        results(encoders.spatial_encode, SIZES[0], torch.float32, units=5)
+        results(spatial_encode, SIZES[0], torch.float32, units=5)
 
 
 def test_units_that_do_not_fill_vectors_go_to_the_twin() -> None:
     expected = results(reference.spatial_encode, SIZES[2], torch.float64, units=5)
-    assert max(deviations(results(encoders.spatial_encode, SIZES[2], torch.float32, units=5), expected)) < TOLERANCE
+    assert max(deviations(results(spatial_encode, SIZES[2], torch.float32, units=5), expected)) < TOLERANCE
 
 
 def mutant(kind: str) -> Encode:
@@ -110,7 +114,7 @@ def test_threads_and_company_leave_the_bits_alone() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            runs.append(results(encoders.spatial_encode, size, torch.float32))
+            runs.append(results(spatial_encode, size, torch.float32))
     finally:
         torch.set_num_threads(before)
     for other in runs[1:]:
@@ -118,7 +122,7 @@ def test_threads_and_company_leave_the_bits_alone() -> None:
     obs, weights = draw(*size)
     with torch.no_grad():
         for p in range(3):
-            alone = encoders.spatial_encode(obs[p : p + 1], SpatialWeights(*(w[p : p + 1] for w in weights)), 5, 5)
+            alone = spatial_encode(obs[p : p + 1], SpatialWeights(*(w[p : p + 1] for w in weights)), 5, 5)
             assert torch.equal(alone[0], runs[0][0][p])
     assert not torch.equal(runs[0][0][0], runs[0][0][1]), "control"
 
@@ -126,7 +130,7 @@ def test_threads_and_company_leave_the_bits_alone() -> None:
 def test_gradients_reach_observations_that_ask_for_them() -> None:
     obs, weights = draw(2, 6, 2, 3, 3)
     obs.requires_grad_()
-    encoders.spatial_encode(obs, weights, 3, 3).sum().backward()
+    spatial_encode(obs, weights, 3, 3).sum().backward()
     assert obs.grad is not None
     assert obs.grad.any()
 
@@ -134,7 +138,7 @@ def test_gradients_reach_observations_that_ask_for_them() -> None:
 def test_double_backward_is_refused() -> None:
     obs, weights = draw(2, 6, 2, 3, 3)
     own = SpatialWeights(*(w.requires_grad_() for w in weights))
-    loss = encoders.spatial_encode(obs, own, 3, 3).square().sum()
+    loss = spatial_encode(obs, own, 3, 3).square().sum()
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         torch.autograd.grad(loss, list(own), create_graph=True)
 
@@ -154,7 +158,7 @@ def test_errors_name_the_argument() -> None:
         arguments |= {k: v for k, v in change.items() if k in arguments}
         own = weights._replace(**{k: v for k, v in change.items() if k not in arguments})
         with pytest.raises(ValueError, match=message):
-            encoders.spatial_encode(arguments["obs"], own, arguments["height"], arguments["width"])
+            spatial_encode(arguments["obs"], own, arguments["height"], arguments["width"])
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2)])

@@ -1,4 +1,4 @@
-"""Gradients left in the caller's buffers: the same numbers as fresh ones, in the caller's own memory, and no others."""
+"""Gradients of `td_unroll` in the caller's buffers: the same numbers as fresh ones, in the caller's own memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from op_cases import Case, Problem, draw, leaves
 from torch import Tensor
 
 from townlet import ops
-from townlet.params import RecurrentQParams
+from townlet.ops import RecurrentQParams
 
 CASES = [
     Case(P=3, B=3, S=5, D=4, H=6, F=7, A=3),

@@ -14,8 +14,8 @@ import torch
 from op_cases import Case, deviation, draw_params
 from torch import Tensor
 
-from townlet import ops, reference
-from townlet.params import ActorParams, ActOutput, RecurrentQParams
+from townlet import _C, ops, reference
+from townlet.ops import ActorParams, ActOutput, RecurrentQParams, backend
 
 TOL = 2e-6  # of values against the float64 twin; observed 1.0e-6
 
@@ -110,7 +110,7 @@ def test_equals_the_twin(size: Size, optional: bool) -> None:
 def test_float64_runs_in_the_reference() -> None:
     size = Size()
     actor, inputs = double(draw_actor(size)), with_double(draw_inputs(size))
-    ops._announced.discard("act float64 tensors on cpu")
+    backend.announced.discard("act float64 tensors on cpu")
     with pytest.warns(UserWarning, match="no compiled act takes float64"):
         packed = ops.pack_actor(actor)
     want = reference.act(actor, **inputs)
@@ -186,7 +186,7 @@ def test_draws_are_philox_of_seed_step_and_environment() -> None:
     size = Size(P=1, E=5, A=4)
     inputs = draw_inputs(size) | {"legal": None, "epsilon": torch.ones(1, 5, dtype=torch.float64)}
     inputs |= {"seeds": torch.tensor([42]), "step": 7}
-    draws = ops.reference._C.philox_uniform(inputs["seeds"].numpy().astype("uint64"), 1, 7, 10).reshape(5, 2)
+    draws = _C.philox_uniform(inputs["seeds"].numpy().astype("uint64"), 1, 7, 10).reshape(5, 2)
     assert ops.act(ops.pack_actor(draw_actor(size)), **inputs).action[0].tolist() == [int(4 * d) for d in draws[:, 1]]
     inputs["epsilon"] = torch.from_numpy(draws[:, 0]).view(1, 5)  # a draw must lie below epsilon, not at it
     greedy = ops.act(ops.pack_actor(draw_actor(size)), **(inputs | {"epsilon": None, "seeds": None}))
@@ -217,7 +217,8 @@ def test_the_pack_is_a_snapshot() -> None:
         ({"reset": torch.zeros(2, 9)}, r"reset has dtype torch.float32; expected torch.bool"),
         ({"legal": torch.ones(2, 9, 3, dtype=torch.bool)}, r"legal has shape \[2, 9, 3\]; expected \[P, E, A\]"),
         ({"epsilon": torch.zeros(2, 9)}, r"epsilon has dtype torch.float32; expected torch.float64"),
-        ({"epsilon": None}, "epsilon and seeds come together"),
+        ({"epsilon": None}, "epsilon is None; expected a tensor, as seeds is"),
+        ({"seeds": None}, "epsilon is a tensor; expected None, as seeds is"),
         (
             {"epsilon": torch.full((2, 9), 1.5, dtype=torch.float64)},
             r"epsilon is 1.5 at \[0, 0\]; expected values in \[0, 1\]",
@@ -244,7 +245,7 @@ def test_errors_of_the_network_name_the_parameter() -> None:
     actor = draw_actor(Size(widths=(10, 11)))
     (w0, b0), (w1, b1) = actor.layers
     for layers, message in (
-        (((w0, b0),), "layers put out 10 features; expected D = 11"),
+        (((w0, b0),), r"layers\[0\].weight has 10 outputs; expected D = 11"),
         (((w0, b0), (w1[:, :, 1:], b1)), r"layers\[1\].weight has shape \[2, 11, 9\]; expected \[2, 11, 10\]"),
         (((w0, b0[:1]), (w1, b1)), r"layers\[0\].bias has shape \[1, 10\]; expected \[2, 10\]"),
         (((w0[0], b0), (w1, b1)), r"layers\[0\].weight has shape \[10, 7\]; expected \[P, out, in\]"),

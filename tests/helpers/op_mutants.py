@@ -1,7 +1,7 @@
 """Broken twins: the reference with one of its parts replaced, each in the way of a mistake that real projects made.
 
 tests/test_traps.py asserts that the checks of each trap fail for them. `broken` turns a function that returns replaced
-parts of `townlet.reference` into a td_unroll that runs with them; a part that no longer exists is an error.
+parts of `townlet.ops.reference` into a td_unroll that runs with them; a part that no longer exists is an error.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import torch
 from op_cases import TDUnroll
 from torch import Tensor
 
-from townlet import reference
-from townlet.params import RecurrentQParams, TDOutput
+from townlet.ops import RecurrentQParams, TDOutput, reference
 
 cell, unroll_q = reference.cell, reference.unroll_q
 n_step_return, valid_transitions = reference.n_step_return, reference.valid_transitions

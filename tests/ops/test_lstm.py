@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import Case, deviation, draw
+from op_cases import Case, assert_same_bits, deviation, draw, leaves, strided
 from torch import Tensor, nn
 
 from townlet import ops, reference
@@ -122,7 +122,7 @@ class TestResetLSTM:
         x = torch.randn(2, 3, 5, 3)
         assert torch.equal(other(x)[0], module(x)[0])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the announcement, whose test is in test_op_contract.py
+            warnings.simplefilter("ignore")  # the announcement, whose test is in test_td_unroll_contract.py
             close(other.double()(x.double())[0], module(x)[0])
         assert "3, 4, members=2" in repr(module)
 
@@ -229,3 +229,60 @@ class TestStepsAndUnroll:
             ha, ca = ops.lstm_step(x[:, one], p.batch.h0[:, one], p.batch.c0[:, one], handle)
             assert torch.equal(ha, h[:, one])
             assert torch.equal(ca, c[:, one])
+
+
+LARGE = Case(P=3, B=41, S=13, D=19, H=37, F=21, A=5)  # several shards, and sizes that fill no vector
+
+
+def test_threads_and_members_leave_the_bits_alone() -> None:
+    p = draw(LARGE)
+    args = (p.batch.features_online, p.batch.h0, p.batch.c0, *p.online[:3], p.batch.reset)
+
+    def run(args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        fresh = [v.detach().clone().requires_grad_() for v in args[:-1]]
+        out = ops.lstm_unroll(*fresh, args[-1])
+        sum(v.square().sum() for v in out).backward()
+        return {str(i): v.detach() for i, v in enumerate((*out, *(f.grad for f in fresh)))}
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = run(args)
+        torch.set_num_threads(2)
+        assert_same_bits(run(args), want)
+    finally:
+        torch.set_num_threads(before)
+    alone = run(tuple(v[1:2].clone() for v in args))
+    assert_same_bits(alone, {name: v[1:2] for name, v in want.items()})
+
+
+def test_non_contiguous() -> None:
+    p = draw(Case(P=3, B=5, S=6))
+    args = (p.batch.features_online, p.batch.h0, p.batch.c0, *p.online[:3], p.batch.reset)
+    for a, b in zip(ops.lstm_unroll(*args), ops.lstm_unroll(*map(strided, args)), strict=True):
+        assert torch.equal(a, b)
+    first = (args[0][:, :, 0], *args[1:6], args[6][:, :, 0])
+    for a, b in zip(ops.lstm_step(*first), ops.lstm_step(*map(strided, first)), strict=True):
+        assert torch.equal(a, b)
+    # incoming gradients with stride 0: sum() makes them
+    x = args[0].clone().requires_grad_()
+    y, _, _ = ops.lstm_unroll(x, *args[1:])
+    (expanded,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (dense,) = torch.autograd.grad((y * torch.ones_like(y)).sum(), x)
+    assert torch.equal(expanded, dense)
+
+
+def test_double_backward_raises() -> None:
+    """Also where the incoming gradient is a constant, so that a gradient penalty cannot be lost in silence."""
+
+    def twice(loss: Tensor, w_hh: Tensor) -> None:
+        (grad,) = torch.autograd.grad(loss, w_hh, create_graph=True)
+        (loss + grad.square().sum()).backward()
+
+    for above in (torch.sum, lambda v: v.square().sum()):
+        p = leaves(draw(Case(P=3, B=5, S=6)))
+        w, b = p.online, p.batch
+        y, _, _ = ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, b.reset)
+        loss = above(y)
+        with pytest.raises(RuntimeError, match="double backward"):
+            twice(loss, w.w_hh)

@@ -7,7 +7,7 @@ import torch
 from op_cases import Case, draw
 
 from townlet import ops
-from townlet.params import RecurrentQParams
+from townlet.ops import RecurrentQParams
 
 SIZES = [(1, 2, 3, 5, 7, 2), (2, 9, 11, 16, 33, 4), (1, 32, 16, 64, 128, 6)]
 

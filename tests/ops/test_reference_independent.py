@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from townlet import reference
-from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 
 def walk(p: RecurrentQParams, m: int, x: Tensor, h: Tensor, c: Tensor, cuts: list[int], detach_at: int):

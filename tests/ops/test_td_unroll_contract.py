@@ -1,4 +1,4 @@
-"""What the operators promise besides their numbers: what is differentiable, determinism, backends, handles, layouts."""
+"""What `td_unroll` promises besides its numbers: what is differentiable, determinism, backends, layouts."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import Case, Problem, TDUnroll, deviation, draw, draw_decided, evaluate, leaves
+from op_cases import (
+    Case,
+    Problem,
+    TDUnroll,
+    assert_same_bits,
+    deviation,
+    draw,
+    draw_decided,
+    evaluate,
+    kernel_td_unroll,
+    leaves,
+    strided,
+)
 from torch import Tensor
 
 from townlet import ops, reference
-from townlet.params import RecurrentQParams, TDOutput
+from townlet.ops import RecurrentQParams
 
 CASE = Case(P=3, B=5, S=6)
 # several shards, several blocks of gradient rows, and sizes that fill no vector
 LARGE = Case(P=3, B=41, S=13, D=19, H=37, F=21, A=5)
 
 
-def kernel(online, target, batch, spec) -> TDOutput:
-    """The compiled path or an error, never the fallback."""
-    return ops.td_unroll(online, target, batch, replace(spec, backend="kernel"))
-
-
-BOTH = pytest.mark.parametrize("td_unroll", [kernel, reference.td_unroll], ids=["kernel", "twin"])
-
-
-def assert_same_bits(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    assert got.keys() == want.keys()
-    for name in want:
-        assert torch.equal(got[name], want[name]), name
+BOTH = pytest.mark.parametrize("td_unroll", [kernel_td_unroll, reference.td_unroll], ids=["kernel", "twin"])
 
 
 class TestGradients:
@@ -84,11 +85,11 @@ class TestGradients:
         p = leaves(draw(CASE))
         frozen = p._replace(online=RecurrentQParams(*(None if v is None else v.detach() for v in p.online)))
         with Spy():
-            kernel(*p)
-            kernel(*leaves(draw(CASE), features=False))
-            kernel(*frozen)
+            kernel_td_unroll(*p)
+            kernel_td_unroll(*leaves(draw(CASE), features=False))
+            kernel_td_unroll(*frozen)
             with torch.no_grad():
-                kernel(*p)
+                kernel_td_unroll(*p)
         assert recorded == [(True, True), (False, True), (True, False), (False, False)]
 
     @BOTH
@@ -155,12 +156,7 @@ class TestGradients:
 
         for above in (torch.sum, lambda v: v.square().sum()):
             p = leaves(draw(CASE))
-            loss = above(kernel(*p).loss)
-            with pytest.raises(RuntimeError, match="double backward"):
-                twice(loss, p)
-            w, b = p.online, p.batch
-            y, _, _ = ops.lstm_unroll(b.features_online, b.h0, b.c0, w.w_ih, w.w_hh, w.bias, b.reset)
-            loss = above(y)
+            loss = above(kernel_td_unroll(*p).loss)
             with pytest.raises(RuntimeError, match="double backward"):
                 twice(loss, p)
 
@@ -179,7 +175,7 @@ class TestDeterminism:
         try:
             for n in (1, 2, 5):
                 torch.set_num_threads(n)
-                results.append(evaluate(kernel, problem))
+                results.append(evaluate(kernel_td_unroll, problem))
         finally:
             torch.set_num_threads(before)
         assert_same_bits(results[1], results[0])
@@ -187,14 +183,14 @@ class TestDeterminism:
 
     def test_repeats(self) -> None:
         problem = draw(LARGE)
-        assert_same_bits(evaluate(kernel, problem), evaluate(kernel, problem))
+        assert_same_bits(evaluate(kernel_td_unroll, problem), evaluate(kernel_td_unroll, problem))
 
     @pytest.mark.parametrize("case", VARIANTS[:2], ids=str)
     def test_member_alone(self, case: Case) -> None:
         problem = draw(case)
-        together = evaluate(kernel, problem)
+        together = evaluate(kernel_td_unroll, problem)
         for p in range(case.P):
-            alone = evaluate(kernel, problem.members(slice(p, p + 1)))
+            alone = evaluate(kernel_td_unroll, problem.members(slice(p, p + 1)))
             assert_same_bits(alone, {name: v[p : p + 1] for name, v in together.items()})
 
     def test_members_do_not_meet(self) -> None:
@@ -202,52 +198,23 @@ class TestDeterminism:
         problem = draw(LARGE)
         w_hh = problem.online.w_hh.clone()
         w_hh[1] *= 1.5
-        got = evaluate(kernel, problem._replace(online=problem.online._replace(w_hh=w_hh)))
-        want = evaluate(kernel, problem)
+        got = evaluate(kernel_td_unroll, problem._replace(online=problem.online._replace(w_hh=w_hh)))
+        want = evaluate(kernel_td_unroll, problem)
         for name in want:
             assert torch.equal(got[name][0], want[name][0]), name
             assert torch.equal(got[name][2], want[name][2]), name
         assert not torch.equal(got["grad.w_hh"][1], want["grad.w_hh"][1])
 
-    def test_lstm_unroll_threads_and_members(self) -> None:
-        p = draw(LARGE)
-        args = (p.batch.features_online, p.batch.h0, p.batch.c0, *p.online[:3], p.batch.reset)
-
-        def run(args: tuple[Tensor, ...]) -> dict[str, Tensor]:
-            fresh = [v.detach().clone().requires_grad_() for v in args[:-1]]
-            out = ops.lstm_unroll(*fresh, args[-1])
-            sum(v.square().sum() for v in out).backward()
-            return {str(i): v.detach() for i, v in enumerate((*out, *(f.grad for f in fresh)))}
-
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(1)
-            want = run(args)
-            torch.set_num_threads(2)
-            assert_same_bits(run(args), want)
-        finally:
-            torch.set_num_threads(before)
-        alone = run(tuple(v[1:2].clone() for v in args))
-        assert_same_bits(alone, {name: v[1:2] for name, v in want.items()})
-
 
 class TestLayouts:
     """Strides are the caller's business: results do not depend on them."""
 
-    @staticmethod
-    def strided(v: Tensor) -> Tensor:
-        """The same values, no axis contiguous."""
-        wide = torch.empty(*v.shape[::-1], 2, dtype=v.dtype)
-        view = wide[..., 0].permute(*range(v.dim())[::-1])
-        view.copy_(v)
-        return view
-
     def test_non_contiguous(self) -> None:
         problem = draw(CASE)
-        odd = problem.map(self.strided)
+        odd = problem.map(strided)
         assert not odd.online.w_hh.is_contiguous()
         assert not odd.batch.action.is_contiguous()
-        want = evaluate(kernel, problem)
+        want = evaluate(kernel_td_unroll, problem)
         got = {k: v.contiguous() for k, v in evaluate_in_place(odd).items()}
         assert_same_bits(got, want)
 
@@ -261,114 +228,19 @@ class TestLayouts:
         }
         online = RecurrentQParams(*(None if v is None else v[:1].expand(3, *v.shape[1:]) for v in problem.online))
         odd = problem.with_batch(**share)._replace(online=online)
-        out, same = kernel(*odd), kernel(*odd.map(lambda v: v.contiguous()))
+        out, same = kernel_td_unroll(*odd), kernel_td_unroll(*odd.map(lambda v: v.contiguous()))
         for a, b in zip(out, same, strict=True):
             assert torch.equal(a, b)
-
-    def test_lstm_non_contiguous(self) -> None:
-        p = draw(CASE)
-        args = (p.batch.features_online, p.batch.h0, p.batch.c0, *p.online[:3], p.batch.reset)
-        for a, b in zip(ops.lstm_unroll(*args), ops.lstm_unroll(*map(self.strided, args)), strict=True):
-            assert torch.equal(a, b)
-        first = (args[0][:, :, 0], *args[1:6], args[6][:, :, 0])
-        for a, b in zip(ops.lstm_step(*first), ops.lstm_step(*map(self.strided, first)), strict=True):
-            assert torch.equal(a, b)
-        # incoming gradients with stride 0: sum() makes them
-        x = args[0].clone().requires_grad_()
-        y, _, _ = ops.lstm_unroll(x, *args[1:])
-        (expanded,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-        (dense,) = torch.autograd.grad((y * torch.ones_like(y)).sum(), x)
-        assert torch.equal(expanded, dense)
 
 
 def evaluate_in_place(problem: Problem) -> dict[str, Tensor]:
     """`op_cases.evaluate` without copying the arguments, so that they keep their strides."""
     weights = {n: v.requires_grad_() for n, v in problem.online._asdict().items() if v is not None}
     weights["features_online"] = problem.batch.features_online.requires_grad_()
-    out = kernel(*problem)
+    out = kernel_td_unroll(*problem)
     out.loss.sum().backward()
     grads = {f"grad.{n}": v.grad for n, v in weights.items() if v.grad is not None}
     return {n: v.detach() for n, v in out._asdict().items()} | grads
-
-
-class TestPack:
-    """A packed handle is the target it was made from, as it was then."""
-
-    @pytest.mark.parametrize("case", [CASE, LARGE, replace(CASE, F=None, dueling=False)], ids=str)
-    @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-    def test_same_bits_as_the_plain_target(self, case: Case, bf16: bool) -> None:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        problem = draw(case).with_spec(compute_dtype=dtype)
-        assert problem.target is not None
-        handle = ops.pack(problem.target, dtype) if bf16 else ops.pack(problem.target)
-
-        def with_handle(online, target, batch, spec) -> TDOutput:
-            return kernel(online, handle, batch, spec)
-
-        assert_same_bits(evaluate(with_handle, problem), evaluate(kernel, problem))
-
-    def test_is_a_snapshot(self) -> None:
-        problem = draw(CASE)
-        assert problem.target is not None
-        handle = ops.pack(problem.target)
-        before = kernel(problem.online, handle, problem.batch, problem.spec)
-        for v in problem.target:
-            if v is not None:
-                v.add_(0.5)
-        after = kernel(problem.online, handle, problem.batch, problem.spec)
-        assert torch.equal(after.td_error, before.td_error)
-        fresh = kernel(problem.online, ops.pack(problem.target), problem.batch, problem.spec)
-        assert not torch.equal(fresh.td_error, before.td_error)  # control: the change does matter
-        assert torch.equal(fresh.td_error, kernel(*problem).td_error)
-
-    def test_no_cache_by_identity(self) -> None:
-        """A plain target changed in place between two calls is read anew."""
-        problem = draw(CASE)
-        assert problem.target is not None
-        first = kernel(*problem).td_error
-        problem.target.b_adv[:, 0] += 3.0
-        second = kernel(*problem).td_error
-        assert not torch.equal(first, second)
-        copy = problem.map(lambda v: v.clone())
-        assert torch.equal(second, kernel(*copy).td_error)
-
-    def test_of_another_precision_is_refused(self) -> None:
-        problem = draw(CASE)
-        assert problem.target is not None
-        handle = ops.pack(problem.target, torch.bfloat16)
-        with pytest.raises(ValueError, match=r"target was packed for torch\.bfloat16"):
-            kernel(problem.online, handle, problem.batch, problem.spec)
-
-    def test_of_other_sizes_is_refused(self) -> None:
-        problem = draw(CASE)
-        other = draw(replace(CASE, H=5)).target
-        assert other is not None
-        with pytest.raises(ValueError, match="target has"):
-            kernel(problem.online, ops.pack(other), problem.batch, problem.spec)
-
-    def test_through_the_reference(self) -> None:
-        """float64 and backend='reference' accept a handle too."""
-        problem = draw_decided(CASE)
-        assert problem.target is not None
-        want = reference.td_unroll(*problem).td_error
-        spec = replace(problem.spec, backend="reference")
-        got = ops.td_unroll(problem.online, ops.pack(problem.target), problem.batch, spec).td_error
-        assert torch.equal(got, want)
-
-    def test_twin(self) -> None:
-        """The twin's handle is a snapshot for the twin."""
-        problem = draw(CASE)
-        assert problem.target is not None
-        handle = reference.pack(problem.target)
-        want = reference.td_unroll(*problem).td_error
-        problem.target.w_adv.add_(1.0)
-        assert torch.equal(reference.td_unroll(problem.online, handle, problem.batch, problem.spec).td_error, want)
-        assert not torch.equal(reference.td_unroll(*problem).td_error, want)
-
-    def test_every_operator_has_a_twin(self) -> None:
-        for name in ("td_unroll", "lstm_unroll", "lstm_step", "pack"):
-            assert name in ops.__all__
-            assert callable(getattr(reference, name))
 
 
 ANNOUNCED = """
@@ -408,7 +280,7 @@ class TestBackend:
 
     def test_float64_has_no_kernel(self) -> None:
         with pytest.raises(ValueError, match=r"backend is 'kernel'.*float64.*expected float32"):
-            kernel(*draw(CASE).to(torch.float64))
+            kernel_td_unroll(*draw(CASE).to(torch.float64))
 
     def test_reference_on_request(self) -> None:
         """Bit for bit the twin, in float32 too."""
@@ -418,4 +290,4 @@ class TestBackend:
 
     def test_auto_is_the_kernel_in_float32(self) -> None:
         problem = draw(CASE)
-        assert_same_bits(evaluate(ops.td_unroll, problem), evaluate(kernel, problem))
+        assert_same_bits(evaluate(ops.td_unroll, problem), evaluate(kernel_td_unroll, problem))

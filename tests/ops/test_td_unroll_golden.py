@@ -1,4 +1,4 @@
-"""Golden arrays worked out by hand, for the compiled operator (float32) and its twin (float64).
+"""Golden arrays of `td_unroll`, worked out by hand, for the compiled operator (float32) and its twin (float64).
 
 The networks are built so that every number is known without running one: `table` gives Q-values as listed, `counter`
 gives Q = tanh of a running sum (see op_cases.py). The arithmetic stands in the comments.
@@ -11,22 +11,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import Problem, TDUnroll, close, counter, evaluate, table
+from op_cases import Problem, TDUnroll, close, counter, evaluate, kernel_td_unroll, table
 from torch import Tensor
 
-from townlet import ops, reference
-from townlet.params import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
-
-
-def kernel(online, target, batch, spec) -> TDOutput:
-    """The compiled path or an error."""
-    return ops.td_unroll(online, target, batch, replace(spec, backend="kernel"))
-
+from townlet import reference
+from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 # Absolute tolerances on values up to 15; observed: twin 1.4e-15, kernel 4.8e-7.
 PATHS = [
     pytest.param((reference.td_unroll, torch.float64, 1e-14), id="twin"),
-    pytest.param((kernel, torch.float32, 2e-6), id="kernel"),
+    pytest.param((kernel_td_unroll, torch.float32, 2e-6), id="kernel"),
 ]
 
 

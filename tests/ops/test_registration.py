@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from townlet import ops
 from townlet.networks import RecurrentSpatialQNetwork
-from townlet.params import ActorParams, RecurrentQParams, TDOutput
+from townlet.ops import ActorParams, RecurrentQParams, TDOutput
+from townlet.ops.td_unroll import Arguments
+from townlet.ops.types import ReplaySteps, ReplayStores, ReplayTables, SpatialWeights
 
 CASE = Case(P=2, B=2, S=4)
 Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
@@ -135,6 +137,24 @@ def test_every_op_is_sampled() -> None:
         )
     }
     assert names - plain == {name for name, _, _ in CALLS}
+
+
+def schema(op: str) -> list[str]:
+    """The names of the operator's arguments, in their order."""
+    return [a.name for a in getattr(torch.ops.townlet, op).default._schema.arguments]
+
+
+def test_named_tuples_have_the_order_of_the_schemas() -> None:
+    """Whoever moves an argument in C++ moves it in Python too: tuples are handed to the operators by position."""
+    stores = [f"{name}_store" for name in ReplayStores._fields]
+    tables = ["count" if name == "written" else name for name in ReplayTables._fields]
+    assert schema("td_unroll") == list(Arguments._fields)
+    assert schema("td_unroll_into") == [*(n for n in Arguments._fields if n != "param_grads"), "grads"]
+    assert schema("pack") == [*RecurrentQParams._fields, "bf16"]
+    assert schema("spatial_encode") == ["obs", *SpatialWeights._fields, "height", "width", "save"]
+    sizes = ["first", "streams", "steps", "ring", "stride", "seq_len", "closes"]
+    assert schema("replay_write") == [*stores, *tables, *ReplaySteps._fields, *sizes]
+    assert schema("replay_windows") == [*stores, "slot", "start", "ring", "stride", "seq_len"]
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in CALLS}))
