@@ -9,7 +9,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Te
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import clock
 
-from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+from townlet.envs.adapter import VectorAdapter
+from townlet.envs.ids import TOWN_ID
+from townlet.envs.make import make_worlds
 from townlet.trainer import Trainer
 
 

@@ -163,7 +163,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--members", "0"], "members=0: expected at least 1"),
+        (["train", "--members", "0"], "members is 0; expected at least 1"),
         (["train", "--cell", "gru"], "GRU among them"),
         (["train", "--env", "Pendulum-v1"], "continuous action space"),
         (["train", "--env", "Nope-v0"], "Nope-v0: cannot be made"),

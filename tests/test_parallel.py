@@ -7,8 +7,8 @@ import pytest
 from duel import Duel
 from worlds import tiny
 
-from townlet.envs.adapter import make_worlds
-from townlet.envs.parallel import ParallelVectorEnv
+from townlet.envs.make import make_worlds
+from townlet.envs.pettingzoo import ParallelVectorEnv
 from townlet.envs.workers import WorkerAdapter
 from townlet.evaluate import GreedyActor
 from townlet.report import Agent

@@ -19,7 +19,9 @@ from PIL import Image
 from worlds import Clock, tiny
 
 from townlet import mind, watch
-from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+from townlet.envs.adapter import VectorAdapter
+from townlet.envs.ids import TOWN_ID
+from townlet.envs.make import make_worlds
 from townlet.evaluate import GreedyActor
 from townlet.networks import RecurrentQNetwork
 from townlet.report import Agent

@@ -11,8 +11,10 @@ import torch
 from . import device as devices
 from . import ops
 from .config import Config
-from .envs.adapter import VectorAdapter, make_worlds
-from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
+from .envs.adapter import VectorAdapter
+from .envs.convolutions import parse_convolutions
+from .envs.images import SMALLEST_SIDE, default_convolutions, find_image
+from .envs.make import make_worlds
 from .envs.workers import WorkerAdapter
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .population import VectorizedPopulation

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .envs import render
-from .envs.rules import ACTIONS, BUILDINGS
-from .envs.town import TownArgs
+from .envs.town import render
+from .envs.town.args import TownArgs
+from .envs.town.rules import ACTIONS, BUILDINGS
 from .evaluate import GreedyActor
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

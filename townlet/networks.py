@@ -20,7 +20,8 @@ from .encoders import spatial_encode
 from .params import RecurrentQParams, SpatialWeights
 
 if TYPE_CHECKING:
-    from .envs.images import Convolution, ImageLayout
+    from .envs.convolutions import Convolution
+    from .envs.images import ImageLayout
 
 Params = Mapping[str, Tensor]
 

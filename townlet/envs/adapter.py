@@ -1,8 +1,8 @@
 """One face for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
 
-``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` turns observations into rows and numbers into actions
-(`spaces`), picks the legal-action mask out of ``info``, adds the last action and reward to the rows where asked,
-refuses what is not supported, and saves and restores worlds that can be.
+``VectorAdapter`` turns observations into rows and numbers into actions (`spaces`), picks the legal-action mask out of
+``info``, adds the last action and the last reward to the rows where it is asked to, refuses what is not supported, and
+saves and restores those worlds that can be saved. `make` opens worlds by their ids.
 
 Autoreset. An episode's final observation is always handed out, for a truncated episode's bootstrap reads it:
 
@@ -15,14 +15,9 @@ Autoreset. An episode's final observation is always handed out, for a truncated 
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from enum import EnumType
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -31,13 +26,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from .guard import Guard, WorldError, raised
-from .minigrid import SymbolicObservation
-from .parallel import ParallelVectorEnv
+from .faults import Guard, WorldError, raised
 from .spaces import ActionNumbers, ObservationRows, Part
 
-TOWN_ID = "townlet/Town-v0"
-PETTINGZOO = "pettingzoo:"
 # Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
 _KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
 
@@ -54,7 +45,7 @@ class WorldStep(NamedTuple):
     first: np.ndarray  # bool [N], obs is the first of an episode
     final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past it
     final_legal: np.ndarray | None = None  # bool [K, A]
-    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `parallel`)
+    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `pettingzoo`)
 
     @property
     def over(self) -> np.ndarray:
@@ -379,83 +370,3 @@ def _time_limits(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
             found.append(env)
         env = env.env
     return found
-
-
-def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
-    """Open ``num_envs`` copies of a world.
-
-    The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
-    the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
-    registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module`` calls the
-    ``parallel_env`` of that module; every agent is an environment, and ``num_envs`` = 1 gives one copy with all of its
-    agents.
-
-    Raises:
-        ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
-    """
-    if env_id == TOWN_ID:
-        from .town import TownVectorEnv
-
-        try:
-            return VectorAdapter(TownVectorEnv(num_envs, **env_args), env_id)
-        except TypeError as error:
-            raise ValueError(f"{env_id}: {error}") from None
-    if env_id.startswith(PETTINGZOO):
-        return VectorAdapter(_open_parallel(env_id, num_envs, env_args), env_id)
-    home, _, plain_id = env_id.rpartition(":")
-    home = home or next((package for prefix, package in _HOMES.items() if env_id.startswith(prefix)), "")
-    if home:
-        _import(home, env_id)
-    spec = gymnasium.registry.get(plain_id)
-    options: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
-    if spec is None or spec.entry_point is not None:
-        modes = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        options = {"vectorization_mode": "sync", "vector_kwargs": modes, "disable_env_checker": True}
-        options["wrappers"] = (SymbolicObservation,) if home == "minigrid" else ()
-    try:
-        env = gymnasium.make_vec(plain_id, num_envs=num_envs, **options, **env_args)
-    except Exception as error:
-        reason = str(error) if isinstance(error, (gymnasium.error.Error, TypeError)) else raised(error)
-        hint = _nearest(plain_id) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
-        raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}{hint}") from error
-    return VectorAdapter(env, env_id)
-
-
-def _open_parallel(env_id: str, num_envs: int, env_args: dict[str, Any]) -> ParallelVectorEnv:
-    name = env_id.removeprefix(PETTINGZOO)
-    make = getattr(_import(name, env_id), "parallel_env", None)
-    if make is None:
-        raise ValueError(
-            f"{env_id}: {name} has no parallel_env; expected a module of a PettingZoo parallel environment"
-        )
-
-    def copy() -> Any:
-        try:
-            return make(**env_args)
-        except Exception as error:
-            reason = str(error) if isinstance(error, TypeError) else raised(error)
-            raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}") from error
-
-    return ParallelVectorEnv(copy, num_envs, env_id)
-
-
-# Packages whose ids are known by how they begin.
-_HOMES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
-
-
-def _import(module: str, env_id: str) -> ModuleType:
-    """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = (error.name or module).partition(".")[0]
-        raise ValueError(f"{env_id}: needs the package {package!r} ({error}); try: pip install {package}") from None
-    except Exception as error:
-        raise ValueError(f"{env_id}: {module} cannot be imported: {raised(error)}") from error
-
-
-def _nearest(env_id: str) -> str:
-    near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3, cutoff=0.6)
-    return f" Near: {', '.join(near)}." if near else ""

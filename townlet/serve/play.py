@@ -19,9 +19,9 @@ import numpy as np
 from .. import mind
 from ..assembly import open_worlds
 from ..checkpoint import CheckpointError
-from ..envs import render
 from ..envs.adapter import VectorAdapter
-from ..envs.rules import BUILDINGS, METERS
+from ..envs.town import render
+from ..envs.town.rules import BUILDINGS, METERS
 from ..report import Agent
 from .runs import Run
 
