@@ -86,8 +86,7 @@ def fake(learner: Learner) -> None:
     learner.replay._loops = reference
     learner.td_unroll = partial(ops.td_unroll, grads=learner.population.recurrent_grads)
     object.__setattr__(learner.spec, "gamma", learner.population.gamma)
-    del learner.population.packed_target  # of another size there
-    learner.population._pack_target()
+    learner.population.packed_target = learner.population._packed()  # of another size there
 
 
 def spoil(learner: Learner, control: str) -> None:

@@ -298,7 +298,7 @@ def test_what_cannot_be_divided_says_so(monkeypatch):
         many.reset([1])
     many.close()
     saved = WorkerAdapter(lambda n: make_worlds("SavableClock-v0", n), 2, 2)
-    with pytest.raises(ValueError, match="state of 0 environments; expected 2"):
+    with pytest.raises(ValueError, match="state has 0 environments; expected 2"):
         saved.set_state({"envs": []})
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(ValueError, match="workers is 2; expected 0, since processes cannot fork on"):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import EnumType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import gymnasium
 import numpy as np
@@ -31,6 +31,14 @@ from .spaces import ActionNumbers, ObservationRows, Part
 
 # Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
 _KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
+
+
+class Savable(Protocol):
+    """A world whose state can be saved."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
 
 
 class WorldStep(NamedTuple):
@@ -161,29 +169,38 @@ class VectorAdapter:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly from here. Raises ValueError when the world cannot be saved."""
+        """Everything needed to go on exactly from here.
+
+        Raises:
+            ValueError: the world cannot be saved.
+        """
         self._require_resumable()
         mine = {"steps": self._steps, "over": self._over.copy()}
         if self._singles is None:
-            return {"world": self.env.get_state(), **mine}  # type: ignore[attr-defined]
+            return {"world": cast("Savable", self.env).get_state(), **mine}
         return {"envs": [_single_state(e) for e in self._singles], **mine}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``get_state`` was called, in worlds made with the same arguments."""
         self._require_resumable()
         if self._singles is None:
-            self.env.set_state(state["world"])  # type: ignore[attr-defined]
+            cast("Savable", self.env).set_state(state["world"])
         else:
             if len(state["envs"]) != self.num_envs:
-                raise ValueError(f"{self.name}: state of {len(state['envs'])} environments; expected {self.num_envs}")
+                raise ValueError(f"{self.name}: state has {len(state['envs'])} environments; expected {self.num_envs}")
             self.env.reset(seed=0)  # brings wrappers into the state 'has been reset'
             for env, saved in zip(self._singles, state["envs"], strict=True):
                 _restore_single(env, saved)
-            self.env._autoreset_envs = np.array(state["over"], dtype=bool)  # type: ignore[attr-defined]
+            assert isinstance(self.env, SyncVectorEnv)
+            self.env._autoreset_envs = np.array(state["over"], dtype=bool)
         self._steps, self._over = int(state["steps"]), np.array(state["over"], dtype=bool)
 
     def render(self) -> Any:
-        """What the underlying VectorEnv renders. Raises ValueError when it cannot."""
+        """What the underlying VectorEnv renders.
+
+        Raises:
+            ValueError: it cannot render.
+        """
         try:
             return self.env.render()
         except gymnasium.error.Error as error:
@@ -348,23 +365,24 @@ def _entry(batch: Any, i: int) -> Any:
 def _single_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     base = env.unwrapped
     return {
-        "world": base.get_state(),  # type: ignore[attr-defined]
+        "world": cast("Savable", base).get_state(),
         # JSON keeps the generator's 128-bit integers
         "rng": json.dumps(base.np_random.bit_generator.state, default=lambda a: a.tolist()),
-        "elapsed": [int(e._elapsed_steps) for e in _time_limits(env)],  # type: ignore[attr-defined]
+        "elapsed": [int(limit._elapsed_steps) for limit in _time_limits(env)],
     }
 
 
 def _restore_single(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
     base = env.unwrapped
-    base.set_state(state["world"])  # type: ignore[attr-defined]
+    cast("Savable", base).set_state(state["world"])
     base.np_random.bit_generator.state = json.loads(state["rng"])
     for limit, elapsed in zip(_time_limits(env), state["elapsed"], strict=True):
-        limit._elapsed_steps = elapsed  # type: ignore[attr-defined]
+        limit._elapsed_steps = elapsed
 
 
-def _time_limits(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
-    found: list[gymnasium.Env[Any, Any]] = []
+def _time_limits(env: gymnasium.Env[Any, Any]) -> list[Any]:
+    """The wrappers that cut the environment's episodes, outermost first."""
+    found: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env).__name__ == "TimeLimit":
             found.append(env)

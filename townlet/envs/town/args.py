@@ -70,23 +70,32 @@ class ObservationLayout(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TownArgs:
-    """Arguments of the Town. Bad values raise ValueError naming the argument, what came and what was expected.
+    """Arguments of the Town.
 
-    level: "town" (14 buildings) or "hamlet" (Bed, HomeMeal, Job; hygiene, mood, social, fitness stand still).
-    size: cells along an edge of the square grid.
-    layout: "random" draws the buildings' cells anew in every episode, "fixed" uses the table's cells.
-    random_start_hour: the clock starts at a random hour, else at 0.
-    max_steps: ticks after which an episode is truncated.
-    start_money: in [0, 1], 1.0 = $100; rounded to the nearest cent.
-    depletion: scale of all losses; a number, or one per environment.
-    temporal: interactions take several ticks and buildings have hours; False: one tick does it all, always open.
-    partial: the agent sees a window around it, else the whole map.
-    window: "presence" (is there a building) or "kind" (which one); None: "presence" in the town, "kind" in the hamlet.
-    radius: of the window, in cells; None: 2 in the town, 1 in the hamlet.
-    knots: K, observes the position also as weights of K places along each axis, between which it is interpolated: on a
-        grid of K cells that is one-hot. 0 for the two numbers alone; not 1.
-    reward: per tick survived, "survival" gives 1, "wellbeing" the mean of energy, satiation and health.
-    random_start: energy, satiation and money are drawn at reset; a share of the episodes in [0, 1], or True for all.
+    Args:
+        level: "town" has 14 buildings. "hamlet" has three (Bed, HomeMeal, Job), and hygiene, mood, social and fitness
+            stand still in it.
+        size: cells along an edge of the square grid.
+        layout: "random" draws the buildings' cells anew in every episode, "fixed" uses the table's cells.
+        random_start_hour: whether the clock starts at a random hour; with False it starts at 0.
+        max_steps: ticks after which an episode is truncated.
+        start_money: money at the start in [0, 1], where 1 stands for $100; it is rounded to the nearest cent.
+        depletion: factor on all losses; a number, or one per environment.
+        temporal: whether interactions take several ticks and buildings have hours; with False one tick does it all,
+            and buildings are always open.
+        partial: whether the agent sees only a window around it; with False it sees the whole map.
+        window: what the window shows of a cell: "presence" (whether it holds a building) or "kind" (which one). None
+            stands for "presence" in the town and "kind" in the hamlet.
+        radius: how many cells the window reaches in every direction; None stands for 2 in the town and 1 in the hamlet.
+        knots: K; the position is also observed as weights of K places along each axis, between which it is
+            interpolated (on a grid of K cells that is one-hot). 0 leaves it at the two numbers; 1 is refused.
+        reward: what every tick survived gives: "survival" gives 1, "wellbeing" the mean of energy, satiation and
+            health.
+        random_start: in which episodes energy, satiation and money are drawn at reset: a share of them in [0, 1], or
+            True for all.
+
+    Raises:
+        ValueError: a value is wrong; the argument is named, with what came and what was expected.
     """
 
     level: str = "town"

@@ -23,15 +23,22 @@ _STATE_VERSION = 1
 class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` Towns stepped by one C++ call that releases the GIL.
 
-    Observations float32 [num_envs, obs_size] (`args.observation` tells the parts), actions integers [num_envs] in 0..5.
-    `info["legal"]` bool [num_envs, 6] and `info["survival_time"]` int32 [num_envs] belong to the observation returned.
-    Autoreset is NEXT_STEP: the step after an episode's last ignores the action given, returns the first observation
-    of the next episode, reward 0 and no flags.
+    Observations are float32 [num_envs, obs_size] (`args.observation` tells the parts), actions are integers [num_envs]
+    in 0..5. `info["legal"]` bool [num_envs, 6] and `info["survival_time"]` int32 [num_envs] belong to the observation
+    returned. Autoreset is NEXT_STEP: the step after an episode's last one ignores the action given and returns the
+    first observation of the next episode, reward 0 and no flags.
 
-    What environment i does is a function of its seed, its actions and the arguments: not of num_envs or of i.
+    What environment i does is a function of its seed, its actions and the arguments, not of num_envs or of i.
 
-    `copy=True` returns arrays that are the caller's to keep; with `copy=False` every step writes into and returns the
-    same arrays.
+    Args:
+        num_envs: how many.
+        render_mode: "ansi" or "rgb_array", what `render` returns; None for nothing.
+        copy: with True every step returns arrays that are the caller's to keep; with False every step writes into and
+            returns the same arrays.
+        town_args: the arguments of `TownArgs`.
+
+    Raises:
+        ValueError: an argument is wrong; it is named, with what was expected.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  as in the base class
@@ -74,9 +81,14 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts a new episode everywhere; returns obs and info.
 
-        seed: an int s gives environment i the seed s + i; a sequence gives one seed each; None goes on to the next
-        episode of the seeds in use (the first time: seeds from the operating system's entropy). Seeds are in
-        0..2^64-1. options: {"reset_mask": bool [num_envs]} restarts only the environments where it is true.
+        Args:
+            seed: an int s gives environment i the seed s + i; a sequence gives one seed each; None goes on to the next
+                episode of the seeds in use (the first time, to seeds from the operating system's entropy). Seeds lie
+                in 0..2^64-1.
+            options: {"reset_mask": bool [num_envs]} restarts only the environments where it is true.
+
+        Raises:
+            ValueError: an argument is wrong.
         """
         unknown = set(options or ()) - {"reset_mask"}
         if unknown:
@@ -169,7 +181,11 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return state
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from what get_state gave; the arguments of the two environments must agree."""
+        """Goes on from what get_state gave.
+
+        Raises:
+            ValueError: the state is of an environment with other arguments, or damaged; nothing has been changed.
+        """
         if not isinstance(state, Mapping) or "version" not in state:
             raise ValueError("state holds no 'version'; expected what get_state() returned")
         version = np.asarray(state["version"]).reshape(-1).tolist()

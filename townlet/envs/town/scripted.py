@@ -215,9 +215,18 @@ def scripted_policy(v: View) -> np.ndarray:
 
 
 def run_yardstick(policy: Policy, episodes: int, seed: int = 0, **town_args: Any) -> np.ndarray:
-    """Survival times int64 [episodes]: the first episode of the seeds seed, seed + 1, ...
+    """Survival times of a policy, int64 [episodes]: of the first episode of the seeds seed, seed + 1, ...
 
-    With layout="random" each is on a map of its own.
+    With layout="random" each episode is on a map of its own.
+
+    Args:
+        policy: maps what it sees of many environments to one action each.
+        episodes: how many, at least 1.
+        seed: of the first episode, and of what the policy draws.
+        town_args: the arguments of `TownArgs`.
+
+    Raises:
+        ValueError: an argument is wrong.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"episodes is {episodes!r}; expected an integer of at least 1")
