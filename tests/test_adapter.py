@@ -9,7 +9,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Te
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import clock
 
-from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+from townlet.envs.adapter import VectorAdapter
+from townlet.envs.ids import TOWN_ID
+from townlet.envs.make import make_worlds
 from townlet.trainer import Trainer
 
 
@@ -206,6 +208,6 @@ def test_what_cannot_be_saved_says_why():
                 attempt()
     two, one = make_worlds("SavableClock-v0", 2), make_worlds("SavableClock-v0", 1)
     two.reset([1, 2])
-    with pytest.raises(ValueError, match="state of 2 environments; expected 1"):
+    with pytest.raises(ValueError, match="state has 2 environments; expected 1"):
         one.set_state(two.get_state())
     two.close()

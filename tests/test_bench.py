@@ -101,7 +101,7 @@ def test_bad_arguments_name_themselves(small, tmp_path, capsys):
     assert cli.main(["bench", "--threads", str(many)]) == 2
     assert f"threads is {many}; expected 1..{many - 1}" in capsys.readouterr().err
     assert cli.main(["bench", "--json", str(tmp_path / "nowhere" / "f.json")]) == 2
-    assert "the folder does not exist" in capsys.readouterr().err
+    assert "in a folder that does not exist; expected" in capsys.readouterr().err
 
 
 # ---- what is timed --------------------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, doctor, ops, progress, report
+from townlet import checkpoint, ops, progress, report
 from townlet.cli import main
 from townlet.config import Config
+from townlet.doctor import checks
 from townlet.records import COLUMNS, Records, new_folder
 from townlet.trainer import Trainer
 
@@ -163,7 +164,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--members", "0"], "members=0: expected at least 1"),
+        (["train", "--members", "0"], "members is 0; expected at least 1"),
         (["train", "--cell", "gru"], "GRU among them"),
         (["train", "--env", "Pendulum-v1"], "continuous action space"),
         (["train", "--env", "Nope-v0"], "Nope-v0: cannot be made"),
@@ -261,7 +262,7 @@ def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
     assert main(["watch", str(run[0]), "--fps", "0"]) == 2
     err = capsys.readouterr().err
     assert "--member 2: expected 0 to 1" in err
-    assert "--fps 0.0: expected a number above 0" in err
+    assert "--fps is 0.0; expected a number above 0" in err
     for argv in (["eval", "x", "--episodes", "0"], ["watch", "x", "--seed", "-1"]):
         with pytest.raises(SystemExit):
             main(argv)
@@ -327,7 +328,7 @@ def test_doctor_finds_a_wrong_kernel(op, monkeypatch, capsys):
 
 
 def test_doctor_takes_nan_for_wrong():
-    assert not doctor._worst([torch.tensor([float("nan")])], [torch.ones(1)]) <= doctor.TOLERANCE
+    assert not checks._worst([torch.tensor([float("nan")])], [torch.ones(1)]) <= checks.TOLERANCE
 
 
 def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch, capsys):

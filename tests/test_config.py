@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
 from worlds import tiny
 
-from townlet.config import Config
+import townlet
+from townlet.config import PER_MEMBER, Config
 from townlet.envs.town import TownArgs
 from townlet.flags import add_arguments, from_arguments
+from townlet.values import Range
 
 
 def flags(*argv: str) -> dict:
@@ -59,40 +65,43 @@ def test_stages_of_the_curriculum():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"curriculum": ["later size=5"]}, r"curriculum: 'later size=5' does not begin with a step"),
-        ({"curriculum": ["5 size"]}, r"curriculum: '5 size' holds something that is not key=value"),
+        (
+            {"curriculum": ["later size=5"]},
+            r"curriculum holds 'later size=5', which does not begin with a step; expected",
+        ),
+        ({"curriculum": ["5 size"]}, r"curriculum holds '5 size', in which 'size' is not key=value; expected"),
         ({"curriculum": ["9 size=5", "5"]}, r"expected stages in the order of their steps"),
-        ({"members": 0}, r"members=0: expected at least 1"),
-        ({"members": 1.5}, r"members=1.5: expected an integer"),
-        ({"members": True}, r"members=True: expected an integer"),
-        ({"seed": -1}, r"seed=-1: expected at least 0"),
-        ({"gamma": 1.1}, r"gamma=1.1: expected between 0 and 1"),
-        ({"gamma": [0.9, 0.9]}, r"gamma=\(0.9, 0.9\): expected one value, or 1"),
-        ({"gamma": "high"}, r"gamma='high': expected a finite number, a list of one per member"),
-        ({"lr": float("nan")}, r"lr=nan: expected a finite number"),
-        ({"lr": 0}, r"lr=0.0: expected above 0"),
-        ({"burn_in": 40}, r"burn_in=40: expected below seq_len=40"),
-        ({"stride": 41}, r"stride=41: expected 1 to seq_len=40, or none"),
-        ({"capacity": 100}, r"capacity=100: expected at least num_envs \* \(seq_len \+ 1\) = \d+"),
-        ({"learning_starts": 10}, r"learning_starts=10: expected at least num_envs"),
-        ({"loss": "l1"}, r"loss='l1': expected huber or mse"),
-        ({"compute_dtype": "float16"}, r"compute_dtype='float16': expected float32 or bfloat16"),
-        ({"lr_decay": "cosine"}, r"lr_decay='cosine': expected linear or exponential"),
-        ({"lr_decay": "exponential", "lr_end": 0.0}, r"lr_end=0.0: expected above 0 with lr_decay=exponential"),
-        ({"network": "cnn"}, r"network='cnn': expected auto, mlp, conv or spatial"),
+        ({"members": 0}, r"members is 0; expected at least 1"),
+        ({"members": 1.5}, r"members is 1.5; expected an integer"),
+        ({"members": True}, r"members is True; expected an integer"),
+        ({"seed": -1}, r"seed is -1; expected at least 0"),
+        ({"gamma": 1.1}, r"gamma is 1.1; expected between 0 and 1"),
+        ({"gamma": [0.9, 0.9]}, r"gamma is \(0.9, 0.9\); expected one value, or 1"),
+        ({"gamma": "high"}, r"gamma is 'high'; expected a finite number, a list of one per member"),
+        ({"lr": float("nan")}, r"lr is nan; expected a finite number"),
+        ({"lr": 0}, r"lr is 0.0; expected above 0"),
+        ({"burn_in": 40}, r"burn_in is 40; expected below seq_len=40"),
+        ({"stride": 41}, r"stride is 41; expected 1 to seq_len=40, or none"),
+        ({"capacity": 100}, r"capacity is 100; expected at least num_envs \* \(seq_len \+ 1\) = \d+"),
+        ({"learning_starts": 10}, r"learning_starts is 10; expected at least num_envs"),
+        ({"loss": "l1"}, r"loss is 'l1'; expected huber or mse"),
+        ({"compute_dtype": "float16"}, r"compute_dtype is 'float16'; expected float32 or bfloat16"),
+        ({"lr_decay": "cosine"}, r"lr_decay is 'cosine'; expected linear or exponential"),
+        ({"lr_decay": "exponential", "lr_end": 0.0}, r"lr_end is 0.0; expected above 0 with lr_decay=exponential"),
+        ({"network": "cnn"}, r"network is 'cnn'; expected auto, mlp, conv or spatial"),
         ({"network": "spatial", "env": "CartPole-v1"}, r"expected auto, mlp or conv for worlds other than"),
-        ({"network": "spatial", "last_action": True}, r"last_action=True: expected false with network=spatial"),
-        ({"network": "spatial", "last_reward": True}, r"last_reward=True: expected false with network=spatial"),
-        ({"cell": "gru"}, r"cell='gru': expected lstm; other cells \(GRU among them\) are not supported"),
-        ({"layers": 2}, r"layers=2: expected 1; stacked recurrent layers are not supported"),
-        ({"encoder": [0]}, r"encoder=\(0,\): expected sizes of at least 1"),
-        ({"head_size": 0}, r"head_size=0: expected at least 1, or none"),
-        ({"chrono_span": 1}, r"chrono_span=1: expected at least 2, or none"),
-        ({"tau": 0.0}, r"tau=0.0: expected above 0"),
-        ({"dueling": 1}, r"dueling=1: expected true or false"),
-        ({"env": ""}, r"env='': expected a non-empty string"),
-        ({"env_args": ["a"]}, r"env_args=\['a'\]: expected key=value pairs"),
-        ({"huber_delta": None}, r"huber_delta=None: expected a finite number"),
+        ({"network": "spatial", "last_action": True}, r"last_action is True; expected false with network=spatial"),
+        ({"network": "spatial", "last_reward": True}, r"last_reward is True; expected false with network=spatial"),
+        ({"cell": "gru"}, r"cell is 'gru'; expected lstm, since other cells \(GRU among them\) are not supported"),
+        ({"layers": 2}, r"layers is 2; expected 1, since stacked recurrent layers are not supported"),
+        ({"encoder": [0]}, r"encoder is \(0,\); expected sizes of at least 1"),
+        ({"head_size": 0}, r"head_size is 0; expected at least 1, or none"),
+        ({"chrono_span": 1}, r"chrono_span is 1; expected at least 2, or none"),
+        ({"tau": 0.0}, r"tau is 0.0; expected above 0"),
+        ({"dueling": 1}, r"dueling is 1; expected true or false"),
+        ({"env": ""}, r"env is ''; expected a non-empty string"),
+        ({"env_args": ["a"]}, r"env_args is \['a'\]; expected key=value pairs"),
+        ({"huber_delta": None}, r"huber_delta is None; expected a finite number"),
     ],
 )
 def test_a_wrong_value_names_field_value_and_expectation(values, message):
@@ -155,7 +164,10 @@ def test_flags_read_every_kind():
 def test_a_flag_that_is_no_pair_is_refused(capsys):
     with pytest.raises(SystemExit):
         flags("--env-args", "level")
-    assert "'level' is not key=value" in capsys.readouterr().err
+    assert "--env-args is 'level'; expected key=value" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        flags("--env-args", "level=[")
+    assert "in 'level=[', the value is '[', which is not YAML" in capsys.readouterr().err
 
 
 def test_help_shows_every_setting_with_meaning_and_default():
@@ -166,6 +178,82 @@ def test_help_shows_every_setting_with_meaning_and_default():
         assert "--" + f.name.replace("_", "-") in text
         assert f.metadata["meaning"] in text
     assert f"(default: {Config().batch_size})" in text
+
+
+def test_the_docstring_shows_every_setting_with_meaning_range_and_default():
+    text = " ".join(inspect.getdoc(Config).split())
+    assert text.startswith("The settings of one run.")
+    assert (
+        text.index(" Args: ") < text.index(" env (str): ") < text.index(" wandb (str | None): ") < text.index("Raises:")
+    )
+    for f in fields(Config):
+        assert f" {f.name} ({f.type}): {f.metadata['meaning']}. " in text
+        assert f.metadata["range"].choices or f.metadata["range"].words.capitalize() in text
+    assert "batch_size (int): B, sequences per member in one update. At least 1; default 16." in text
+    assert "they win over the world's defaults. Default {}. eval_env_args (dict[str, Any]): " in text
+    assert Config().__doc__ == Config.__doc__
+
+
+def test_the_members_own_settings_are_those_whose_fields_say_so():
+    assert PER_MEMBER == ("gamma", "lr", "clip_norm", "epsilon_end")
+    for f in fields(Config):
+        assert f.metadata["per_member"] == (f.name in PER_MEMBER) == ("tuple[float" in f.type)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words", "inside", "outside"),
+    [
+        (Range(), "", (-1e9, 0, 1e9), ()),
+        (Range(least=1), "at least 1", (1, 2), (0, 0.999)),
+        (Range(most=2), "at most 2", (2, -5), (3,)),
+        (Range(above=0), "above 0", (1e-300,), (0, -1)),
+        (Range(below=1), "below 1", (0.999,), (1, 2)),
+        (Range(least=0, most=1), "between 0 and 1", (0, 0.5, 1), (-1e-9, 1 + 1e-9)),
+        (Range(above=0, most=0.5), "above 0 and at most 0.5", (0.1, 0.5), (0, 0.51)),
+        (Range(least=1, most=100_000), "at least 1 and at most 100,000", (1, 100_000), (0, 100_001)),
+        (Range(choices=("a", "b")), "a or b", ("a", "b"), ("c", "")),
+        (Range(choices=("a", "b", "c")), "a, b or c", ("c",), ("d",)),
+    ],
+)
+def test_a_range_holds_what_its_words_say(allowed, words, inside, outside):
+    assert allowed.words == words
+    assert all(allowed.holds(v) for v in (*inside, tuple(inside), None))
+    assert not any(allowed.holds(v) or allowed.holds((*inside, v)) for v in outside)
+
+
+def test_every_range_is_asked():
+    """A value just outside of each field's range is refused, and the message has the range's words."""
+    asked = 0
+    for f in fields(Config):
+        allowed = f.metadata["range"]
+        if not allowed.words or f.name == "encoder":
+            continue
+        step = 1 if f.type.startswith("int") else 1e-6
+        ends = [(allowed.least, -step), (allowed.above, 0), (allowed.most, step), (allowed.below, 0)]
+        wrong = ["no such"] if allowed.choices else [end + off for end, off in ends if end is not None]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"^{f.name} is .*; expected {re.escape(allowed.words)}"):
+                Config(**{f.name: value})
+            asked += 1
+    assert asked > 50
+
+
+def test_settings_need_neither_torch_nor_gymnasium():
+    """What `townlet train --help` waits for. The package itself may import what it likes, so it is left out here."""
+    code = """
+import importlib.machinery, sys, types
+package = types.ModuleType("townlet")
+package.__path__ = [PLACE]
+package.__spec__ = importlib.machinery.ModuleSpec("townlet", None, is_package=True)
+sys.modules["townlet"] = package
+import townlet.config, townlet.flags
+print(sorted({"torch", "gymnasium", "matplotlib"} & set(sys.modules)))
+import townlet.envs
+print(townlet.envs.TownArgs().size, "gymnasium" in sys.modules)
+"""
+    place = repr(str(Path(townlet.__file__).parent))
+    found = subprocess.run([sys.executable, "-c", code.replace("PLACE", place)], capture_output=True, text=True)
+    assert found.stdout.splitlines() == ["[]", "8 True"], found.stderr  # the control: the Town's arguments do
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path):
@@ -185,7 +273,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match=f"c.yaml: {message}"):
+    with pytest.raises(ValueError, match=f"c.yaml:? {message}"):
         Config.from_yaml(path)
 
 

@@ -11,7 +11,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import nn
 from worlds import tiny
 
-from townlet.envs.images import Convolution, default_convolutions, find_image, parse_convolutions
+from townlet.envs.convolutions import Convolution, parse_convolutions
+from townlet.envs.images import default_convolutions, find_image
 from townlet.envs.spaces import ObservationRows
 from townlet.networks import RecurrentConvQNetwork, RecurrentQNetwork
 from townlet.trainer import Trainer
@@ -148,9 +149,9 @@ def test_convolutions_are_read_and_chosen_by_size():
     large = find_image(Box(0, 255, (84, 84, 3), np.uint8), "w")
     assert default_convolutions(large) == parse_convolutions("32x8/4,64x4/2,64x3")
     for text in ("", "16", "16x0", "x3", "16x3/0", "16x3,"):
-        with pytest.raises(ValueError, match=r"conv=.*expected CHANNELSxKERNEL"):
+        with pytest.raises(ValueError, match=r"conv is .*; expected CHANNELSxKERNEL"):
             parse_convolutions(text)
-    with pytest.raises(ValueError, match=r"conv='16': expected CHANNELSxKERNEL"):
+    with pytest.raises(ValueError, match=r"conv is '16', in which '16' is no convolution; expected CHANNELSxKERNEL"):
         tiny(conv="16")
     with pytest.raises(ValueError, match=r"conv\[1\] has a kernel of 5; expected at most 4 x 5"):
         network_for(SYMBOLS, 60, "3x2,3x5")
@@ -177,6 +178,6 @@ def test_auto_takes_convolutions_where_there_is_an_image_and_they_learn():
 
 
 def test_conv_without_an_image_is_named():
-    with pytest.raises(ValueError, match=r"CartPole-v1: network=conv: expected an image .* in Box"):
+    with pytest.raises(ValueError, match=r"CartPole-v1: network is conv; expected an image .* in Box"):
         Trainer(tiny(env="CartPole-v1", network="conv"))
     assert isinstance(Trainer(tiny(env="CartPole-v1")).network, RecurrentQNetwork)

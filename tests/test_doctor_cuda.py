@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from townlet import _native, cli, doctor, doctor_cuda, ops
+from townlet import _build, _native, cli, doctor, doctor_cuda, ops
 from townlet import device as devices
 from townlet.ops import TDOutput, backend
 
@@ -110,7 +110,7 @@ def test_it_says_which_kernels_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_native, "CUDA", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: h100)
-    said = doctor.cuda_kernel_in_use()
+    said = _build.cuda_kernel_in_use()
     assert "H = 128 bf16: resident" in said
     assert "H = 256 bf16: resident, cluster of" in said
-    assert doctor.plan_in_words(old, 256, "fp32") == "a launch per step"
+    assert _build.plan_in_words(old, 256, "fp32") == "a launch per step"

@@ -9,7 +9,8 @@ import pytest
 import torch
 import worlds as _worlds  # noqa: F401  registers the Clocks
 
-from townlet.envs.adapter import TOWN_ID, make_worlds
+from townlet.envs.ids import TOWN_ID
+from townlet.envs.make import make_worlds
 from townlet.evaluate import (
     GreedyActor,
     evaluate,

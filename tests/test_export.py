@@ -21,7 +21,7 @@ from worlds import tiny
 from townlet.assembly import build_network, open_worlds
 from townlet.cli import main
 from townlet.config import Config
-from townlet.envs.adapter import TOWN_ID
+from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import GreedyActor
 from townlet.export import METADATA, export
 from townlet.report import Agent

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from worlds import tiny
 
-from townlet.envs.adapter import make_worlds
 from townlet.envs.images import find_image
+from townlet.envs.make import make_worlds
 from townlet.networks import RecurrentConvQNetwork
 from townlet.trainer import Trainer
 

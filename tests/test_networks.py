@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from townlet import ops, reference
 from townlet.envs.town import TownArgs, TownVectorEnv
-from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork, check_seeds, cut_memory
+from townlet.members import check_seeds
+from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork, cut_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Params = dict[str, Tensor]

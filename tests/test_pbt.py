@@ -354,17 +354,17 @@ def test_a_greedy_evaluation_decides_where_asked():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"members": 1, "pbt_every": 9}, "members=1: expected at least 2 for population based training"),
-        ({"pbt_fraction": 0.6}, "pbt_fraction=0.6: expected above 0 and at most 0.5"),
-        ({"pbt_score": "luck"}, "pbt_score='luck': expected train or eval"),
-        ({"pbt_explore": ["lr", "seed"]}, r"pbt_explore=\('lr', 'seed'\): expected some of"),
-        ({"pbt_explore": []}, r"pbt_explore=\(\): expected some of"),
-        ({"pbt_perturb": 0}, "pbt_perturb=0.0: expected above 0"),
-        ({"pbt_resample": 1.5}, "pbt_resample=1.5: expected between 0 and 1"),
-        ({"pbt_every": 9, "gamma": 1.0, "pbt_explore": ["gamma"]}, "gamma=1.0: expected below 1 where pbt_explore"),
+        ({"members": 1, "pbt_every": 9}, "members is 1; expected at least 2 for population based training"),
+        ({"pbt_fraction": 0.6}, "pbt_fraction is 0.6; expected above 0 and at most 0.5"),
+        ({"pbt_score": "luck"}, "pbt_score is 'luck'; expected train or eval"),
+        ({"pbt_explore": ["lr", "seed"]}, r"pbt_explore is \('lr', 'seed'\); expected some of"),
+        ({"pbt_explore": []}, r"pbt_explore is \(\); expected some of"),
+        ({"pbt_perturb": 0}, "pbt_perturb is 0.0; expected above 0"),
+        ({"pbt_resample": 1.5}, "pbt_resample is 1.5; expected between 0 and 1"),
+        ({"pbt_every": 9, "gamma": 1.0, "pbt_explore": ["gamma"]}, "gamma is 1.0; expected below 1 where pbt_explore"),
         (
             {"pbt_every": 9, "epsilon_end": 0, "pbt_explore": ["epsilon_end"]},
-            r"epsilon_end=0.0: expected above 0 where",
+            r"epsilon_end is 0.0; expected above 0 where",
         ),
     ],
 )

@@ -67,7 +67,7 @@ def test_lengths_in_other_worlds_follow_total_steps():
 
 @pytest.mark.parametrize("wrong", [{"total_steps": "many"}, {"total_steps": True}, {"total_steps": 0}, {"seq_len": []}])
 def test_a_wrong_length_is_named_all_the_same(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
         Config.from_dict({"env": "X-v0", **wrong})
 
 
@@ -86,9 +86,9 @@ def test_the_command_shows_them(capsys):
     assert main(["presets", "drqn"]) == 0
     assert table("drqn") in capsys.readouterr().out
     assert main(["presets", "dqn"]) == 2
-    assert "preset='dqn': expected one of fast, drqn, r2d2" in capsys.readouterr().err
+    assert "preset is 'dqn'; expected one of fast, drqn, r2d2" in capsys.readouterr().err
     assert main(["train", "--preset", "dqn"]) == 2
-    assert "preset='dqn': expected one of" in capsys.readouterr().err
+    assert "preset is 'dqn'; expected one of" in capsys.readouterr().err
 
 
 def test_a_preset_cannot_change_when_a_run_is_resumed(tmp_path):
@@ -146,11 +146,11 @@ def test_a_drawn_value_depends_on_the_members_own_seed_and_the_setting_alone():
 @pytest.mark.parametrize(
     ("lr", "message"),
     [
-        ("log:0:1", r"lr='log:0:1': expected a finite number, a list of one per member, log:A:B"),
+        ("log:0:1", r"lr is 'log:0:1'; expected a finite number, a list of one per member, log:A:B"),
         ("log:1e-4", "expected a finite number, a list"),
         ("cubic:1:2", "expected a finite number, a list"),
         ("lin:1:inf", "expected a finite number, a list"),
-        ("lin:-1:1", r"lr=\(-1.0, 1.0\): expected above 0"),
+        ("lin:-1:1", r"lr is \(-1.0, 1.0\); expected above 0"),
     ],
 )
 def test_a_wrong_range_is_named(lr, message):
@@ -159,7 +159,7 @@ def test_a_wrong_range_is_named(lr, message):
 
 
 def test_one_member_cannot_be_spaced():
-    with pytest.raises(ValueError, match=r"lr=log:0.0001:0.01: expected 2 members or more"):
+    with pytest.raises(ValueError, match=r"lr is log:0.0001:0.01; expected 2 members or more for it"):
         Config(lr="log:1e-4:1e-2")
 
 

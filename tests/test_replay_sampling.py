@@ -193,7 +193,7 @@ def test_without_legal_actions_none_are_kept() -> None:
     for value in range(4):
         replay.add(**step(value))
     assert replay.sample(1).legal is None
-    with pytest.raises(ValueError, match="legal is given, but this buffer was made with store_legal=False"):
+    with pytest.raises(ValueError, match="legal is given to a buffer made with store_legal=False; expected None"):
         replay.add(**step(0, legal=torch.ones(1, 1, A, dtype=torch.bool)))
 
 

@@ -21,7 +21,7 @@ from townlet import config, sessions
 from townlet.checkpoint import CheckpointError
 from townlet.cli import main
 from townlet.config import Config
-from townlet.envs.adapter import TOWN_ID
+from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import mean_interval
 from townlet.html import report as report_html
 from townlet.html.charts import number

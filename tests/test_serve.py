@@ -23,7 +23,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import SavableClock, clock, tiny
 
-from townlet import mind, report
+from townlet import report
 from townlet.cli import main
 from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
@@ -33,6 +33,7 @@ from townlet.report import Agent
 from townlet.serve import play
 from townlet.serve.runs import Runs
 from townlet.serve.server import Server
+from townlet.thoughts import UNSEEN
 from townlet.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -372,7 +373,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
         assert frame["hour"] == int(state["hour"][0])
         assert frame["legal"] == legal[0].tolist()
         seen |= {(u, v) for u in range(x - 1, x + 2) for v in range(y - 1, y + 2) if 0 <= u < 8 and 0 <= v < 8}
-        assert {(i % 8, i // 8) for i, s in enumerate(frame["seen"]) if s != mind.UNSEEN} == seen
+        assert {(i % 8, i // 8) for i, s in enumerate(frame["seen"]) if s != UNSEEN} == seen
         if frame["over"]:
             break
         assert frame["next"] == int(out.action)
@@ -496,9 +497,9 @@ def test_a_port_in_use(trained, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", str(trained), "--port", str(port)]) == 2
     said = capsys.readouterr().err
-    assert f"--port {port}: Address already in use; another one is free: --port " in said
+    assert f"--port is {port} (Address already in use); expected a free one, such as --port " in said
     assert main(["serve", str(trained), "--port", "70000"]) == 2
-    assert "expected 0 (a free one) to 65535" in capsys.readouterr().err
+    assert "expected 0 (for a free one) to 65535" in capsys.readouterr().err
     assert main(["serve", str(trained / "nowhere"), "--port", "0"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -295,12 +297,12 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("name", "args"), BAD_ARGUMENTS, ids=[str(a) for _, a in BAD_ARGUMENTS])
 def test_bad_arguments_name_themselves(name: str, args: dict) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected .* got "):
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected "):
         TownVectorEnv(2, **args)
 
 
 def test_bad_num_envs_seeds_actions_and_options() -> None:
-    with pytest.raises(ValueError, match=r"^num_envs: expected"):
+    with pytest.raises(ValueError, match=r"^num_envs is 0; expected an integer in 1\.\."):
         TownVectorEnv(0)
     with pytest.raises(TypeError, match="colour"):
         TownVectorEnv(1, colour="red")
@@ -309,18 +311,20 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
         with pytest.raises(gymnasium.error.ResetNeeded):
             call()
     for seed in (-1, 2**64 - 1, [1], [1, 2, 3], [1, -2], "12", 1.5, True):
-        with pytest.raises(ValueError, match=r"^seed"):
+        with pytest.raises(ValueError, match=r"^seed(\[\d\])? (is|holds) .*; expected"):
             envs.reset(seed=seed)
-    with pytest.raises(ValueError, match=r"^options: expected"):
+    with pytest.raises(ValueError, match=r"^options holds \['speed'\]; expected no key but"):
         envs.reset(options={"speed": 2})
-    with pytest.raises(ValueError, match=r"^options\['reset_mask'\]: expected bool"):
+    with pytest.raises(
+        ValueError, match=r"^options\['reset_mask'\] is int64 of shape \[2\]; expected bool of shape \[2\]"
+    ):
         envs.reset(options={"reset_mask": np.array([1, 0])})
-    with pytest.raises(ValueError, match=r"^options\['reset_mask'\]: expected a running"):
+    with pytest.raises(ValueError, match=r"^options\['reset_mask'\] is given .*; expected a running"):
         envs.reset(options={"reset_mask": np.array([True, False])})
     envs.reset(seed=0)
     before = envs.get_state()
     for actions in ([0], [[0, 0]], [0.0, 1.0], None):
-        with pytest.raises(ValueError, match=r"^actions: expected integers of shape"):
+        with pytest.raises(ValueError, match=r"^actions is .* of shape .*; expected integers of shape \[2\]"):
             envs.step(actions)
     for actions in ([0, 6], [WAIT, -1]):
         with pytest.raises(ValueError, match=r"^actions\[1\]: expected 0\.\.5, got"):
@@ -329,9 +333,9 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
     assert all(np.array_equal(before[k], after[k]) for k in before)  # nobody moved
     single = TownEnv()
     single.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^action: expected one integer"):
+    with pytest.raises(ValueError, match=r"^action has shape \[2\]; expected one integer"):
         single.step([0, 1])
-    with pytest.raises(ValueError, match=r"^options: expected none"):
+    with pytest.raises(ValueError, match=r"^options holds \['a'\]; expected none"):
         single.reset(options={"a": 1})
 
 
@@ -346,8 +350,8 @@ def test_bad_states_are_refused_and_change_nothing() -> None:
     one_cell = good["cells"].copy()
     one_cell[0, 1] = one_cell[0, 0]
     cases = [
-        (broken(version=None), "^state: expected"),
-        (broken(version=np.array([99])), r"^state\['version'\]: expected 1, got"),
+        (broken(version=None), "^state holds no 'version'; expected"),
+        (broken(version=np.array([99])), r"^state\['version'\] is \[99\]; expected 1"),
         (broken(x=None), r"^state\['x'\]: expected to be there"),
         (broken(x=good["x"].astype(np.int64)), r"^state\['x'\]: expected a C-contiguous array of dtype int32"),
         (broken(x=good["x"] + 8), r"^state\['x'\]: expected numbers in 0\.\.7"),
@@ -379,6 +383,27 @@ def test_the_raw_simulator_checks_what_memory_safety_needs() -> None:
         town.seed([1])
     with pytest.raises(ValueError, match=r"^mask: expected shape \[2\]"):
         town.reset(np.ones(3, bool))
+
+
+# --- registration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "known"),
+    [
+        ("import gymnasium, townlet.envs", True),
+        ("import townlet.envs, gymnasium", True),
+        ("import townlet.envs, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium", True),
+        ("from townlet.envs.ids import TOWN_ID; from gymnasium import spaces; import gymnasium", True),
+        ("import gymnasium", False),  # the control
+    ],
+)
+def test_the_town_is_registered_whichever_is_imported_first(order: str, known: bool) -> None:
+    """Settings do not wait for Gymnasium, so the Town may come first and has to be known all the same."""
+    watched = "sum(type(finder).__name__ == '_Watch' for finder in sys.meta_path)"
+    lines = (order, "import sys", "print('townlet/Town-v0' in gymnasium.registry)", f"print({watched})")
+    run = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(known), "0"]  # nothing of it stays in the import system
 
 
 # --- random numbers ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from townlet.envs import TownEnv, TownVectorEnv
-from townlet.envs.render import ansi, rgb_array, scene
+from townlet.envs.town.render import ansi, rgb_array, scene
 
 
 def fixed(**args: object) -> TownVectorEnv:
@@ -108,7 +108,7 @@ def test_render_modes_of_both_environments() -> None:
 def test_pillow_font_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
-    from townlet.envs import render
+    from townlet.envs.town import render
 
     def gone() -> str:
         raise OSError("no data path")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from townlet.envs import TownVectorEnv
-from townlet.envs.scripted import View, bed_sitter_policy, random_policy, run_yardstick, scripted_policy, view
+from townlet.envs.town.scripted import View, bed_sitter_policy, random_policy, run_yardstick, scripted_policy, view
 
 # Arguments -> mean survival by design: random, bed-sitter, scripted (a floor: the ceiling may rise)
 DESIGNED = [
@@ -114,5 +114,5 @@ def test_scripted_policy_heads_for_what_is_missing() -> None:
 
 @pytest.mark.parametrize("episodes", [0, -1, 2.0, True])
 def test_bad_episodes(episodes: object) -> None:
-    with pytest.raises(ValueError, match=r"^episodes: expected a positive integer, got"):
+    with pytest.raises(ValueError, match=r"^episodes is .*; expected an integer of at least 1"):
         run_yardstick(random_policy, episodes)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_a_run_goes_on_on_another_device(deferred: None, tmp_path: Any, monkeypa
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps"])
 def test_a_device_is_cpu_or_cuda(name: str) -> None:
-    with pytest.raises(ValueError, match=f"device={name!r}: expected cpu, cuda or cuda:N"):
+    with pytest.raises(ValueError, match=f"device is {name!r}; expected cpu, cuda or cuda:N"):
         Config(device=name)
 
 

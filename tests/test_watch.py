@@ -18,8 +18,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 from worlds import Clock, tiny
 
-from townlet import mind, watch
-from townlet.envs.adapter import TOWN_ID, VectorAdapter, make_worlds
+from townlet import panel, thoughts, watch
+from townlet.envs.adapter import VectorAdapter
+from townlet.envs.ids import TOWN_ID
+from townlet.envs.make import make_worlds
 from townlet.evaluate import GreedyActor
 from townlet.networks import RecurrentQNetwork
 from townlet.report import Agent
@@ -92,7 +94,7 @@ def test_the_map_seen_so_far_is_what_was_in_sight(args) -> None:
     worlds = a.worlds(1)
     town = worlds.env
     obs, legal = worlds.reset([5])
-    seen, rng = mind.SeenMap(town.args), np.random.default_rng(0)
+    seen, rng = thoughts.SeenMap(town.args), np.random.default_rng(0)
     size, radius = town.args.size, town.args.radius_used
     sighted, stood = np.zeros((size, size), bool), np.zeros((size, size), bool)
     for _ in range(60):
@@ -110,12 +112,12 @@ def test_the_map_seen_so_far_is_what_was_in_sight(args) -> None:
         for (i, j), what in np.ndenumerate(seen.cells):
             kind = at.get(i * size + j)
             tells = town.args.window_used == "kind" or not town.args.partial or stood[i, j]
-            expected = mind.EMPTY if kind is None else kind if tells else mind.SOMETHING
-            assert what == (expected if sighted[i, j] else mind.UNSEEN)
+            expected = thoughts.EMPTY if kind is None else kind if tells else thoughts.SOMETHING
+            assert what == (expected if sighted[i, j] else thoughts.UNSEEN)
         if town.args.partial:
             for (i, j), what in np.ndenumerate(seen.window):
                 inside = 0 <= y - radius + i < size and 0 <= x - radius + j < size
-                assert (what == mind.OFF_GRID) is not inside
+                assert (what == thoughts.OFF_GRID) is not inside
         obs, legal = worlds.step(rng.choice(np.flatnonzero(legal[0][:5]), 1))[0::4][:2]
     assert seen.share == sighted.mean()
     assert seen.share == 1.0 or town.args.partial
@@ -134,14 +136,14 @@ def test_actions_are_called_what_the_world_calls_them() -> None:
 
     for kind, names in ((Named, ["stay", "go"]), (Meant, ["NOOP", "FIRE"]), (Other, ["action 0", "action 1"])):
         envs = SyncVectorEnv([kind], autoreset_mode=AutoresetMode.NEXT_STEP)
-        assert mind.labels(VectorAdapter(envs).action_names) == names
-    assert mind.labels(agent().worlds(1).action_names)[0] == "↑ up"
+        assert thoughts.labels(VectorAdapter(envs).action_names) == names
+    assert thoughts.labels(agent().worlds(1).action_names)[0] == "↑ up"
 
 
 def test_the_text_marks_the_greedy_action_and_what_is_not_legal() -> None:
     moments = played(agent())
     for moment in moments:
-        lines = mind.text(moment.thought, moment.names, moment.seen).splitlines()
+        lines = panel.text(moment.thought, moment.names, moment.seen).splitlines()
         rows = lines[1:7]
         assert [("▶" in row) for row in rows] == [a == moment.thought.action for a in range(6)]
         assert [("not legal" in row) for row in rows] == [not ok for ok in moment.thought.legal]
@@ -153,7 +155,7 @@ def test_the_text_marks_the_greedy_action_and_what_is_not_legal() -> None:
         assert sum(" @" in line for line in lines) <= 1
     last = moments[-1]
     for cleared in range(6):
-        shown = mind.text(dataclasses.replace(last.thought, cleared_action=cleared), last.names, last.seen)
+        shown = panel.text(dataclasses.replace(last.thought, cleared_action=cleared), last.names, last.seen)
         same = cleared == last.thought.action
         assert [("▶" in row) for row in shown.splitlines()[1:7]] == [a == last.thought.action for a in range(6)]
         assert shown.endswith("it would choose " + ("the same" if same else last.names[cleared]))
@@ -168,32 +170,32 @@ def test_a_world_that_cannot_be_drawn_shows_numbers(tmp_path) -> None:
     assert "action 1" in shown
     watch.to_gif(a, tmp_path / "r.gif", fps=8, seed=5)
     with Image.open(tmp_path / "r.gif") as image:
-        assert image.width == mind.WIDTH
+        assert image.width == panel.WIDTH
         assert image.n_frames >= 6
     assert [p.name for p in tmp_path.iterdir()] == ["r.gif"]
     wide = agent(env_args={"level": "town"}).network.obs_size
-    assert len(mind._numbers(np.zeros(wide))) > 1
+    assert len(panel._numbers(np.zeros(wide))) > 1
 
 
 def test_the_picture_shows_frame_and_panel() -> None:
     for moment in watch.episode(agent(), "rgb_array", seed=5, max_steps=2):
         image = watch._beside(moment, moment.thought)
         assert image.dtype == np.uint8
-        assert image.shape == (560, 880 + mind.WIDTH, 3)
+        assert image.shape == (560, 880 + panel.WIDTH, 3)
         assert np.array_equal(image[:, :880], moment.frame)
     clock = next(watch.episode(agent("Clock-v0"), "rgb_array", seed=5))
     small = watch._beside(clock, clock.thought)
-    assert small.shape[0] == mind.panel_height(clock.thought, clock.names, None)
-    assert small.shape[1] > mind.WIDTH + 100, "a picture of 8 pixels is made larger"
+    assert small.shape[0] == panel.panel_height(clock.thought, clock.names, None)
+    assert small.shape[1] > panel.WIDTH + 100, "a picture of 8 pixels is made larger"
 
 
 def test_the_panel_has_a_red_bar_for_the_greedy_action_only() -> None:
     moments = played(agent())
-    red = np.array(mind._RED)
+    red = np.array(panel._RED)
     for action in {m.thought.action for m in moments}:
         moment = next(m for m in moments if m.thought.action == action)
-        panel = mind.picture(moment.thought, moment.names, moment.seen, 560).astype(int)
-        rows = panel[46:166, mind._LEFT + 103]  # where the bars begin
+        drawn = panel.picture(moment.thought, moment.names, moment.seen, 560).astype(int)
+        rows = drawn[46:166, panel._LEFT + 103]  # where the bars begin
         is_red = (np.abs(rows - red).sum(-1) < 30).reshape(6, 20).sum(1)
         assert is_red.argmax() == action
         assert (np.delete(is_red, action) == 0).all()
@@ -202,14 +204,14 @@ def test_the_panel_has_a_red_bar_for_the_greedy_action_only() -> None:
 def test_the_panel_compares_what_chooses_not_how_high_the_values_are() -> None:
     moment = played(agent())[-1]
 
-    def panel(cleared: np.ndarray) -> np.ndarray:
+    def draw(cleared: np.ndarray) -> np.ndarray:
         thought = dataclasses.replace(moment.thought, q_cleared=cleared)
-        return mind.picture(thought, moment.names, moment.seen, 560)
+        return panel.picture(thought, moment.names, moment.seen, 560)
 
     q = moment.thought.q_cleared
-    shifted, other = panel(q + 50), panel(q + 0.1 * np.arange(6, dtype=np.float32))
-    assert np.array_equal(shifted, panel(q))
-    assert not np.array_equal(other, panel(q))
+    shifted, other = draw(q + 50), draw(q + 0.1 * np.arange(6, dtype=np.float32))
+    assert np.array_equal(shifted, draw(q))
+    assert not np.array_equal(other, draw(q))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import Clock, clock
 
 from townlet.config import Config
-from townlet.envs.adapter import VectorAdapter, make_worlds
+from townlet.envs.adapter import VectorAdapter
+from townlet.envs.make import make_worlds
 from townlet.envs.workers import WorkerAdapter
 from townlet.trainer import Trainer
 
@@ -245,7 +246,7 @@ def script(*lines):
 def test_workers_do_not_outlive_a_parent_that_was_killed():
     parent = script(
         "import time",
-        "from townlet.envs.adapter import make_worlds",
+        "from townlet.envs.make import make_worlds",
         "from townlet.envs.workers import WorkerAdapter",
         "many = WorkerAdapter(lambda n: make_worlds('Clock-v0', n), 4, 2)",
         "many.reset(range(4))",
@@ -284,9 +285,9 @@ def test_ctrl_c_saves_and_ends_workers_without_a_word(tmp_path):
 
 
 def test_what_cannot_be_divided_says_so(monkeypatch):
-    with pytest.raises(ValueError, match="workers=2: expected 0 for townlet/Town-v0"):
+    with pytest.raises(ValueError, match="workers is 2; expected 0 for townlet/Town-v0"):
         Config(workers=2)
-    with pytest.raises(ValueError, match="workers=-1: expected at least 0"):
+    with pytest.raises(ValueError, match="workers is -1; expected at least 0"):
         clock(workers=-1)
     _, many = pair(lambda n: make_worlds("Clock-v0", n), 2, 2)
     with pytest.raises(ValueError, match="offers no get_state/set_state"):
@@ -297,8 +298,8 @@ def test_what_cannot_be_divided_says_so(monkeypatch):
         many.reset([1])
     many.close()
     saved = WorkerAdapter(lambda n: make_worlds("SavableClock-v0", n), 2, 2)
-    with pytest.raises(ValueError, match="state of 0 environments; expected 2"):
+    with pytest.raises(ValueError, match="state has 0 environments; expected 2"):
         saved.set_state({"envs": []})
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(ValueError, match="workers=2: expected 0, since processes cannot fork on"):
+    with pytest.raises(ValueError, match="workers is 2; expected 0, since processes cannot fork on"):
         Trainer(clock(workers=2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from townlet.config import Config
-from townlet.envs.adapter import make_worlds
+from townlet.envs.make import make_worlds
 from townlet.trainer import Trainer
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "worlds.md").read_text(encoding="utf-8")

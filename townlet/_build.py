@@ -1,25 +1,31 @@
-"""What was built, and what it runs on."""
+"""What was built, and what it runs on: the facts of the machine that bug reports, records and measurements share.
+
+The compiled libraries and torch load with the first question, so that the version alone costs nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __version__ = "0.1.0"
 
 
 def build_config() -> dict[str, Any]:
     """Compiler, instruction sets, CUDA and torch: what a bug report needs. Plain values."""
-    from . import _C, _native, ops
+    import torch
+
+    from . import _C, _native
 
     return {
         "townlet": __version__,
         **_C.build_info(),
-        "isa_levels": list(ops.ISA_LEVELS),
-        "isa_in_use": ops.ISA,
+        "isa_levels": list(_native.ISA_LEVELS),
+        "isa_in_use": _native.ISA,
         "isa_forced": os.environ.get("TOWNLET_ISA"),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -29,3 +35,82 @@ def build_config() -> dict[str, Any]:
         "cuda_devices": torch.cuda.device_count(),
         "python": platform.python_version(),
     }
+
+
+def describe() -> dict[str, str]:
+    """Name -> value, in words: versions, build, instruction set, threads, GPU."""
+    import torch
+
+    facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
+    facts["machine"] = f"{platform.system()} {platform.machine()}, {cpu_name()}"
+    facts["kernel in use"] = kernel_in_use()
+    facts["CUDA kernel in use"] = cuda_kernel_in_use()
+    facts["torch CPU capability"] = torch.backends.cpu.get_cpu_capability()
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+    facts["GPU"] = _gpu()
+    return facts
+
+
+def cpu_name() -> str:
+    """The processor, as the system names it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(names, "unknown CPU")
+    except OSError:
+        return platform.processor() or "unknown CPU"
+
+
+def kernel_in_use() -> str:
+    """Which implementation ``td_unroll`` takes on the CPU with ``backend="auto"``, in words."""
+    from . import _native
+
+    return f"compiled C++ on CPU, {_native.ISA} ({_native.LANES} floats per vector)"
+
+
+def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
+    """Which implementation ``td_unroll`` takes for CUDA tensors, in words."""
+    import torch
+
+    from . import _native
+
+    if not _native.CUDA:
+        return f"none ({_native.WHY_NOT_CUDA})"
+    if not torch.cuda.is_available():
+        return "none (no usable GPU)"
+    gpu = torch.cuda.get_device_properties(where)
+    plans = (f"H = {H} {name}: {plan_in_words(gpu, H, name)}" for H in (128, 256, 512) for name in ("fp32", "bf16"))
+    return "B = 64, S = 80, forward, " + "; ".join(plans)
+
+
+def plan_in_words(gpu: Any, H: int, dtype: str) -> str:
+    """The form that the recurrent kernels take on a GPU for two chains of 64 x 81.
+
+    Args:
+        gpu: its properties, as torch gives them.
+        H: LSTM units.
+        dtype: "fp32" or "bf16".
+    """
+    import torch
+
+    from . import _native as _native  # loads the library that knows the plans
+
+    arch, bf16 = 10 * gpu.major + gpu.minor, dtype == "bf16"
+    plan: str = torch.ops.townlet.unroll_plan(arch, gpu.multi_processor_count, 1, 64, 81, H, bf16, 2, False)
+    return plan
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
+    if torch.version.cuda:
+        return f"none usable (torch built for CUDA {torch.version.cuda})"
+    return "none (CPU build of torch)"

@@ -1,4 +1,7 @@
-"""Loads the compiled libraries. torch comes first: it brings libtorch_cpu and the one OpenMP runtime."""
+"""Loads the compiled libraries and says which they are.
+
+torch comes first, since it brings libtorch_cpu and the one OpenMP runtime.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +37,11 @@ if not _load("_ops"):
 
 CUDA, WHY_NOT_CUDA = _load_cuda()
 """Whether the operators' CUDA kernels are loaded, and if not, why."""
+
+_ISA_BITS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512_bf16": 8}
+LANES: int = torch.ops.townlet.lanes()
+"""Floats in one vector of the kernels in use; padded sizes are multiples of it."""
+ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_BITS.items() if torch.ops.townlet.isa_levels() & v)
+"""Instruction sets that this CPU runs and kernels were built for."""
+ISA: str = next(k for k, v in _ISA_BITS.items() if v == torch.ops.townlet.isa())
+"""The instruction set of the kernels in use. The environment variable TOWNLET_ISA forces one that the CPU runs."""

@@ -11,8 +11,10 @@ import torch
 from . import device as devices
 from . import ops
 from .config import Config
-from .envs.adapter import VectorAdapter, make_worlds
-from .envs.images import SMALLEST_SIDE, default_convolutions, find_image, parse_convolutions
+from .envs.adapter import VectorAdapter
+from .envs.convolutions import parse_convolutions
+from .envs.images import SMALLEST_SIDE, default_convolutions, find_image
+from .envs.make import make_worlds
 from .envs.workers import WorkerAdapter
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .population import VectorizedPopulation
@@ -41,12 +43,16 @@ def open_worlds(
 
 
 def check_agents(config: Config, worlds: VectorAdapter) -> None:
-    """ValueError unless environments and episodes of a member fill whole copies of a world with several agents."""
+    """Refuses numbers of environments that do not fill whole copies of a world with several agents.
+
+    Raises:
+        ValueError: environments or episodes of a member leave a copy incomplete.
+    """
     M = getattr(worlds.env, "agents_per_copy", 1)
     names = ("num_envs", "eval_episodes", "final_eval_episodes")
-    wrong = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) % M]
+    wrong = [f"{name} is {getattr(config, name)}" for name in names if getattr(config, name) % M]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)}: expected multiples of {M}, the agents of one {config.env}")
+        raise ValueError(f"{', '.join(wrong)}; expected multiples of {M}, the agents of one {config.env}")
 
 
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
@@ -68,7 +74,7 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
         conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
         return RecurrentConvQNetwork(*sizes, image, conv, **layers)
     if asked:
-        raise ValueError(f"{worlds.name}: network=conv: expected an image (a Box of three axes) in {space}")
+        raise ValueError(f"{worlds.name}: network is conv; expected an image (a Box of three axes) in {space}")
     return RecurrentQNetwork(*sizes, **layers)
 
 
@@ -80,14 +86,14 @@ def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
         burn_in=config.burn_in,
         double_q=config.double_q,
         rescale_eps=config.rescale_eps,
-        loss=config.loss,  # type: ignore[arg-type]
+        loss="huber" if config.loss == "huber" else "mse",
         huber_delta=config.huber_delta,
         eta=config.eta,
         compute_dtype=population.compute_dtype,
     )
 
 
-def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
+def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwork, legal: bool) -> dict[str, Any]:
     """Arguments of `SequentialReplayBuffer` that decide its size."""
     return {
         "members": config.members,
@@ -102,15 +108,21 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: boo
     }
 
 
-def memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
-    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
+def memory_statement(
+    config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
+) -> str:
+    """What is about to be allocated, in words.
+
+    Raises:
+        ValueError: the device does not have that much memory.
+    """
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
     machine = devices.memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
-            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
-            f"{devices.describe(device)} has {_bytes(machine)}; lower capacity or members"
+            f"capacity is {config.capacity}, for which replay and weights need {_bytes(replay.nbytes + weights)}; "
+            f"expected at most {_bytes(machine)}, which {devices.describe(device)} has: lower capacity or members"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def resolve(name: str) -> torch.device:
-    """The device that `name` means, "cpu", "cuda" or "cuda:N"; ValueError where there is no such device."""
+    """The device that `name` means: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: there is no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -28,7 +32,7 @@ def resolve(name: str) -> torch.device:
 
 
 def missing() -> str:
-    """In words, why no GPU can be used; "" where one can."""
+    """Why no GPU can be used, in words; "" where one can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():

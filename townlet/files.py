@@ -27,17 +27,25 @@ def naming(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[Any]:
-    """A file open for writing ("w": text, "wb": bytes) that becomes ``path`` when it is whole; durable: on the disk.
+    """A file open for writing that becomes ``path`` when it is whole.
 
     A reader sees what was there before, or the new file, never half of one; when writing fails nothing is left behind.
     After a kill a temporary file may stay, which the next writing of ``path`` replaces.
+
+    Args:
+        path: what the file becomes.
+        mode: "w" for text, "wb" for bytes.
+        durable: whether the file has to be on the disk by then, and not only with the operating system.
+
+    Raises:
+        OSError: the file cannot be written; it names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     with naming(path):
         try:
-            with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+            with open(temporary, mode, encoding=encoding, newline=newline) as file:
                 yield file
                 file.flush()
                 if durable:
@@ -52,7 +60,11 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Ite
 
 
 def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:
-    """Append all of ``data`` to an unbuffered file, or, where that fails, nothing. Raises OSError naming ``path``."""
+    """Append all of ``data`` to an unbuffered file, or, where that fails, nothing.
+
+    Raises:
+        OSError: it failed; the error names ``path``.
+    """
     with naming(path):
         before = file.tell()
         try:
@@ -80,7 +92,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Inside, no other process writes this run; the operating system ends the claim with the process, killed or not.
 
     Raises:
-        ValueError: another one does.
+        ValueError: another process writes it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import GROUPS, Config
 from .presets import PRESETS
-from .validation import KINDS, kind_of, scalar
+from .values import KINDS, kind_of, scalar
 
 
 def _parse_flag(f: Field[Any]) -> Callable[[str], Any]:
@@ -34,11 +34,11 @@ class _KeyValues(argparse.Action):
         for text in values:
             key, separator, value = text.partition("=")
             if not (separator and key):
-                parser.error(f"{option_string}: {text!r} is not key=value")
+                parser.error(f"{option_string} is {text!r}; expected key=value")
             try:
                 pairs[key] = scalar(value)
             except ValueError as error:
-                parser.error(f"{option_string}: {key}={error}")
+                parser.error(f"{option_string}: in {text!r}, {error}")
         setattr(namespace, self.dest, pairs)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from . import device as devices
 from . import ops
 from .graph import CudaRecorder, Replayed
-from .ops import SequenceBatch, TDOutput, TDSpec
-from .population import VectorizedPopulation, per_member
+from .members import per_member
+from .ops.types import SequenceBatch, TDOutput, TDSpec
+from .population import VectorizedPopulation
 from .replay import SequentialReplayBuffer
 
 TDUnroll = Callable[..., TDOutput]
@@ -41,7 +42,8 @@ class Learner:
         td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
         graph: on a GPU, record the update as a CUDA graph after a few calls and replay it from then on.
 
-    Errors: ValueError naming the argument.
+    Raises:
+        ValueError: an argument does not fit the others; it is named.
     """
 
     def __init__(
@@ -96,14 +98,16 @@ class Learner:
     def update(self) -> dict[str, Tensor]:
         """One update of every member.
 
-        Returns: metrics, float32 [P] each: `loss`; `td_error` and `td_error_max`, mean and largest |td_error|; `q`, the
+        Returns:
+            Metrics, float32 [P] each: `loss`; `td_error` and `td_error_max`, mean and largest |td_error|; `q`, the
             mean Q-value of the actions taken; `target`, the mean TD target; `grad_norm`, before clipping; `clipped`, 1
             where that norm was clipped; `priority`, the mean over the batch; `valid`, the share of transitions after
             burn-in that were trained on.
 
-        Errors: ValueError when replay does not hold a window yet, or naming the members whose observations, loss or
-            gradients are not finite (where the population defers checks, by its `check`); no parameter has been
-            touched then.
+        Raises:
+            ValueError: replay does not hold a window yet, or observations, loss or gradients of members are not
+                finite; the members are named, and no parameter has been touched. (Where the population defers its
+                checks, its `check` raises this one.)
         """
         draws = devices.upload(self.replay.draw(self.batch_size), self.replay.device)
         syncs = self.use_target and (self.updates + 1) % self.sync_every == 0
@@ -192,7 +196,11 @@ class Learner:
         return {"updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned. Errors: ValueError for other keys."""
+        """Takes over what `state_dict` returned.
+
+        Raises:
+            ValueError: the keys are others.
+        """
         if set(state) != {"updates"}:
             raise ValueError(f"learner state holds {sorted(state)}; expected ['updates']")
         self.updates = int(state["updates"])

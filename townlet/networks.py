@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from .ops.spatial import spatial_encode
+from .members import check_seeds
 from .ops.types import RecurrentQParams, SpatialWeights
 
 if TYPE_CHECKING:
-    from .envs.images import Convolution, ImageLayout
+    from .envs.convolutions import Convolution
+    from .envs.images import ImageLayout
 
 Params = Mapping[str, Tensor]
 
@@ -118,7 +120,8 @@ class _LSTMWithHead(ABC):
         With `chrono_span` T (Tallec & Ollivier 2018), in steps and at least 2, each unit's forget bias is log(u), u
         uniform in [1, T - 1], so that it begins by keeping what it holds for about u steps; its input bias is -log(u).
 
-        Errors: ValueError for no seeds, one that is not an int in [0, 2**63), or a `chrono_span` below 2.
+        Raises:
+            ValueError: there are no seeds, one is not an int in [0, 2**63), or `chrono_span` is below 2.
         """
         check_seeds(seeds)
         if chrono_span is not None and not chrono_span >= 2:
@@ -149,7 +152,8 @@ class _LSTMWithHead(ABC):
     def encode(self, params: Params, obs: Tensor) -> Tensor:
         """LSTM input features of observations: obs [P, ..., obs_size] -> [P, ..., D].
 
-        Errors: ValueError when `obs` does not have the members' axis first and `obs_size` last.
+        Raises:
+            ValueError: `obs` does not have the members' axis first and `obs_size` last.
         """
         P = params["lstm.w_ih"].shape[0]
         if obs.dim() < 2 or obs.shape[0] != P or obs.shape[-1] != self.obs_size:
@@ -194,15 +198,6 @@ class _LSTMWithHead(ABC):
         return q
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """ValueError unless `seeds` holds at least one int in [0, 2**63)."""
-    if len(seeds) == 0:
-        raise ValueError("seeds is empty; expected one seed per member")
-    for seed in seeds:
-        if not 0 <= int(seed) < 2**63 or int(seed) != seed:
-            raise ValueError(f"seeds holds {seed!r}; expected ints in [0, 2**63)")
-
-
 class RecurrentQNetwork(_LSTMWithHead):
     """MLP encoder -> LSTM -> (dueling) head, for observations that are flat vectors.
 
@@ -216,7 +211,8 @@ class RecurrentQNetwork(_LSTMWithHead):
         head_size: F, units of the head's ReLU layer; None for streams that read the LSTM's output.
         dueling: separate value and advantage streams.
 
-    Errors: ValueError naming the argument for a size below 1.
+    Raises:
+        ValueError: a size is below 1; the argument is named.
     """
 
     def __init__(
@@ -261,7 +257,8 @@ class RecurrentConvQNetwork(_LSTMWithHead):
         conv: the convolutions, first to last.
         encoder: units of the ReLU layers behind them; () hands their output and the other numbers to the LSTM.
 
-    Errors: ValueError naming the argument for sizes below 1, and for convolutions larger than what they see.
+    Raises:
+        ValueError: a size is below 1, or a convolution is larger than what it sees; the argument is named.
     """
 
     def __init__(
@@ -342,7 +339,8 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         knots: of the position, along each axis (`TownArgs.knots`).
         n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
 
-    Errors: ValueError naming the argument for a size below 1.
+    Raises:
+        ValueError: a size is below 1; the argument is named.
     """
 
     METERS, AFFORDANCE = 8, 18
@@ -366,9 +364,14 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
 
     @classmethod
     def from_town(cls, town: Any, **sizes: Any) -> RecurrentSpatialQNetwork:
-        """The network for the observations of `town`: a `TownArgs`, or an environment made with them (its `args`).
+        """The network for the observations of a Town.
 
-        `sizes` goes to the constructor (hidden_size, head_size, dueling).
+        Args:
+            town: a `TownArgs`, or an environment made with them (its `args`).
+            sizes: go to the constructor (hidden_size, head_size, dueling).
+
+        Raises:
+            ValueError: `town` is neither.
         """
         args = getattr(town, "args", town)
         if not hasattr(args, "observation"):

@@ -48,11 +48,16 @@ class PopulationBasedTraining:
         self.lineage: list[dict[str, float]] = []
 
     def step(self, event: int, env_steps: int, scores: np.ndarray, hyper: Mapping[str, np.ndarray]) -> list[list[int]]:
-        """Event number ``event``: write new values into ``hyper`` (name -> [P]) and the lineage.
+        """One event: writes new values into ``hyper`` and the lineage.
 
-        scores: [P]; where one is NaN, because a member has none yet, nothing happens.
+        Args:
+            event: its number.
+            env_steps: when it happens.
+            scores: [P]; where one is NaN, because a member has none yet, nothing happens.
+            hyper: name -> [P].
 
-        Returns: [members that copy, their parents].
+        Returns:
+            [members that copy, their parents].
         """
         if np.isnan(scores).any():
             return [[], []]

@@ -41,7 +41,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(text: str) -> Any:
-    """The value that a YAML text stands for. Raises ValueError, whatever the text is."""
+    """The value that a YAML text stands for.
+
+    Raises:
+        ValueError: the text stands for none, whatever it is.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -55,4 +59,4 @@ def load(text: str) -> Any:
         AttributeError,
         KeyError,
     ) as error:  # no such date
-        raise ValueError(f"it holds a value that there is not ({str(error)[:200]})") from None
+        raise ValueError(f"it holds an invalid value ({str(error)[:200]})") from None

@@ -19,20 +19,11 @@ from torch import Tensor
 
 from . import device as devices
 from . import ops, reference
-from .networks import RecurrentNetwork, check_seeds, cut_memory
-from .ops import ActorParams, RecurrentQParams
+from .members import check_seeds, per_member, refuse, require_finite, sums
+from .networks import RecurrentNetwork, cut_memory
+from .ops.types import ActorParams, RecurrentQParams
 
 _ALIGN = 16  # floats: each parameter starts on a cache line
-
-
-def per_member(name: str, value: float | Sequence[float] | Tensor, members: int) -> Tensor:
-    """One float32 per member [P] from a number or P numbers; ValueError names the argument otherwise."""
-    out = torch.as_tensor(value, dtype=torch.float32)
-    if out.dim() == 0:
-        out = out.expand(members)
-    if tuple(out.shape) != (members,):
-        raise ValueError(f"{name} has shape {list(out.shape)}; expected one value or one per member, [{members}]")
-    return out.clone()
 
 
 class VectorizedPopulation:
@@ -70,7 +61,8 @@ class VectorizedPopulation:
         packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
         lr, gamma, clip_norm: float32 [P]; may be written between updates (into the tensors: a graph knows no others).
 
-    Errors: ValueError naming the argument.
+    Raises:
+        ValueError: an argument is out of its range; it is named.
     """
 
     def __init__(
@@ -185,10 +177,12 @@ class VectorizedPopulation:
             legal: [P, E, A] bool or None; a row without a legal action counts as all legal.
             epsilon: probability of a uniform draw over the legal actions; one number, [P] or [P, E].
 
-        Returns: actions [P, E] int64, on the population's device. Ties go to the lowest action. An environment's draws
+        Returns:
+            Actions [P, E] int64, on the population's device. Ties go to the lowest action. An environment's draws
             depend on its member's seed, its own index and `act_count` only.
 
-        Errors: ValueError naming the argument for wrong shapes or an epsilon outside [0, 1].
+        Raises:
+            ValueError: a shape is wrong, or epsilon lies outside [0, 1]; the argument is named.
         """
         P, E = self.members, self.num_envs
         x = self._here(obs, torch.float32)
@@ -275,18 +269,20 @@ class VectorizedPopulation:
 
         The running average of the weights takes the step too.
 
-        good: what `finite` returned so far; where it is False nothing is changed.
+        Args:
+            good: what `finite` returned so far; where it is False nothing is changed.
 
-        Returns: the gradient norms before clipping, [P].
+        Returns:
+            The gradient norms before clipping, [P].
 
-        Errors: ValueError naming the members whose gradient is not finite; nothing has been changed then.
+        Raises:
+            ValueError: members have a gradient that is not finite; they are named, and nothing has been changed.
         """
         state = (self.online_flat, self.adam_m, self.adam_v, self.grad_flat, self.lr, self.clip_norm)
-        settings = (self.adam_betas, self.adam_eps, self.adam_steps + 1)
         if isinstance(self.adam_steps, int):
-            norm = ops.adam_step(*state, *settings)  # type: ignore[arg-type]
+            norm = ops.adam_step(*state, self.adam_betas, self.adam_eps, self.adam_steps + 1)
         else:
-            norm = reference.adam_step(*state, *settings, good)
+            norm = reference.adam_step(*state, self.adam_betas, self.adam_eps, self.adam_steps + 1, good)
         good = self.finite("gradient", norm, good)
         self.adam_steps += 1 if good is None else good
         if self.average_flat is not None:
@@ -296,32 +292,46 @@ class VectorizedPopulation:
         return norm
 
     def finite(self, what: str, value: Tensor, so_far: Tensor | None = None) -> Tensor | None:
-        """Whether `value` [P, ...] is finite, and all that was asked before it (`so_far`): a bool [] on the device.
+        """Whether values are finite, as a bool [] on the device, for `check` to report.
 
-        Only where checks are deferred, for `check` to report; else None, and ValueError naming the members at once.
+        Args:
+            what: the values, for the error.
+            value: [P, ...].
+            so_far: what this returned for values before these; the answer holds for all of them.
+
+        Returns:
+            The answer where checks are deferred, else None.
+
+        Raises:
+            ValueError: checks are not deferred, and members hold values that are not finite; they are named.
         """
         if not self.deferred:
             require_finite(what, value)
             return None
-        bad = ~_sums(value).isfinite()
+        bad = ~sums(value).isfinite()
         if what not in self._trouble:
             self._trouble[what] = torch.zeros_like(bad)
         self._trouble[what] |= bad
         return ~bad.any() if so_far is None else so_far & ~bad.any()
 
     def check(self) -> None:
-        """Waits for the device. Errors: ValueError naming members whose values were not finite since the last call."""
+        """Waits for the device.
+
+        Raises:
+            ValueError: values of members were not finite since the last call; the members are named.
+        """
         found = {what: bad.clone() for what, bad in self._trouble.items()}
         for bad in self._trouble.values():
             bad.zero_()
         for what, bad in found.items():  # in the order of the update: what came first caused the rest
-            _name_members(what, bad)
+            refuse(what, bad)
 
     @torch.no_grad()
     def sync_target(self, mode: str = "hard", tau: float = 1.0) -> None:
         """Moves the target network: "hard" copies the online weights, "soft" sets target += tau (online - target).
 
-        Errors: ValueError for another mode, or tau outside (0, 1].
+        Raises:
+            ValueError: the mode is another one, or tau lies outside (0, 1].
         """
         if mode == "hard":
             self.target_flat.copy_(self.online_flat)
@@ -337,7 +347,8 @@ class VectorizedPopulation:
     def copy_members(self, members: Sequence[int], parents: Sequence[int]) -> None:
         """Each of `members` becomes the parent beside it: weights, average, target, moments. Its state is zeroed.
 
-        Errors: ValueError where a parent is itself overwritten.
+        Raises:
+            ValueError: a parent is itself overwritten.
         """
         if set(members) & set(parents) or len(members) != len(parents):
             raise ValueError(f"parents are {list(parents)}; expected one for each of {list(members)}, none among them")
@@ -349,15 +360,15 @@ class VectorizedPopulation:
         self._pack_target()
 
     def _packed(self) -> ops.PackedParams:
+        """The target's weights as `td_unroll` wants them."""
         return ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
 
     def _pack_target(self) -> None:
-        new = self._packed()
         if not self.deferred:
-            self.packed_target = new
+            self.packed_target = self._packed()
             return
         # in place: a graph of the update reads these tensors
-        packed, target = ((*p.params, p.panels) for p in (self.packed_target, new))
+        packed, target = ((*p.params, p.panels) for p in (self.packed_target, self._packed()))
         for held, fresh in zip(packed, target, strict=True):
             if held is not None and fresh is not None:
                 held.copy_(fresh)
@@ -382,13 +393,12 @@ class VectorizedPopulation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned.
 
-        Errors: ValueError naming what is missing, unknown or of another shape; nothing has been changed then.
+        Raises:
+            ValueError: something is missing, unknown or of another shape; it is named, and nothing has been changed.
         """
         expected = set(self.state_dict())
         if set(state) != expected:
-            raise ValueError(
-                f"population state: missing {sorted(expected - set(state))}, unknown {sorted(set(state) - expected)}"
-            )
+            raise ValueError(f"population state holds {sorted(state)}; expected {sorted(expected)}")
         flat = self._buffers()
         for key in flat:
             got = {name: list(v.shape) for name, v in state[key].items()}
@@ -405,7 +415,9 @@ class VectorizedPopulation:
                     f"population state: {name} has shape {list(state[name].shape)}; expected {list(mine.shape)}"
                 )
         if len(state["seeds"]) != self.members:
-            raise ValueError(f"population state: {len(state['seeds'])} seeds; expected one per member, {self.members}")
+            raise ValueError(
+                f"population state has {len(state['seeds'])} seeds; expected one per member, {self.members}"
+            )
         for key, buffer in flat.items():
             for name, view in self._views(buffer).items():
                 view.copy_(state[key][name])
@@ -419,21 +431,3 @@ class VectorizedPopulation:
         self.seeds = [int(s) for s in state["seeds"]]
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
         self._pack_target()
-
-
-def require_finite(what: str, value: Tensor) -> None:
-    """ValueError naming the members (first axis of `value`) that hold NaN or infinity."""
-    sums = _sums(value)
-    if not math.isfinite(sums.sum().item()):
-        _name_members(what, ~sums.isfinite())
-
-
-def _sums(value: Tensor) -> Tensor:
-    """[P]; one pass, and values whose sum overflows are as bad."""
-    return value.detach().reshape(value.shape[0], -1).sum(1)
-
-
-def _name_members(what: str, bad: Tensor) -> None:
-    if bool(bad.any()):
-        members = ", ".join(str(int(p)) for p in bad.nonzero())
-        raise ValueError(f"{what} of member {members} is not finite (NaN or infinity); its parameters were not updated")

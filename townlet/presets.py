@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .envs.adapter import TOWN_ID
+from .envs.ids import TOWN_ID
 
 
 class Choice(NamedTuple):
@@ -137,7 +137,12 @@ def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, Any]:
 def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` laid over the preset that its key ``preset`` names (`fast` without one); that key is taken out.
 
-    ``defaults``: the settings' own. Raises ValueError for an unknown preset.
+    Args:
+        given: settings by name.
+        defaults: the settings' own.
+
+    Raises:
+        ValueError: there is no such preset.
     """
     given = dict(given)
     values = {name: choice.value for name, choice in choices(given.pop("preset", "fast")).items()}
@@ -151,7 +156,11 @@ def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def table(name: str) -> str:
-    """A preset as Markdown. Raises ValueError for a name that is none."""
+    """A preset as Markdown.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
     return _markdown((k, c.value, c.source) for k, c in choices(name).items())
 
 
@@ -172,7 +181,11 @@ def _markdown(rows: Iterable[tuple[str, Any, str]]) -> str:
 
 
 def choices(name: object) -> dict[str, Choice]:
-    """The settings of a preset. Raises ValueError for a name that is none."""
+    """The settings of a preset.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"preset={name!r}: expected one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

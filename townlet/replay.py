@@ -23,10 +23,10 @@ from torch import Tensor
 
 from . import _C
 from . import device as devices
-from .networks import check_seeds
 from .ops import reference
 from .ops import replay as compiled
 from .ops.types import ReplaySteps, ReplayStores, ReplayTables
+from .members import check_seeds
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,10 @@ class SequentialReplayBuffer:
 
     The memory needed is logged before it is allocated; `measure` tells it beforehand.
 
-    Errors: ValueError naming the argument, also where the capacity does not hold one window per environment;
-        MemoryError with the sizes when the machine does not have that much.
+    Raises:
+        ValueError: an argument is out of its range, or the capacity does not hold one window per environment; the
+            argument is named.
+        MemoryError: the machine does not have that much; the sizes are given.
     """
 
     def __init__(
@@ -179,7 +181,11 @@ class SequentialReplayBuffer:
         stride: int | None = None,
         store_legal: bool = True,
     ) -> ReplaySize:
-        """Ring length, window slots and bytes of a buffer, without allocating it. Errors: ValueError as the class."""
+        """Ring length, window slots and bytes of a buffer, without allocating it.
+
+        Raises:
+            ValueError: as the class does.
+        """
         sizes = (("members", members), ("num_envs", num_envs), ("capacity", capacity), ("obs_size", obs_size))
         for name, value in (*sizes, ("n_actions", n_actions), ("hidden_size", hidden_size), ("seq_len", seq_len)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -253,7 +259,8 @@ class SequentialReplayBuffer:
             mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world
                 (NEXT_STEP autoreset; `add_final` stores what the other modes show).
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument does not fit; it is named, and nothing has been stored.
         """
         P, E = self.members, self.num_envs
         steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
@@ -281,7 +288,8 @@ class SequentialReplayBuffer:
             obs: [K, obs_size], finite, member by member. legal: [K, A] bool, or None for all legal.
             h, c: [P, E, H], the acting state *before* these observations.
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument does not fit; it is named, and nothing has been stored.
         """
         whole = self._check({"mask": ended, "h": h, "c": c}, (self.members, self.num_envs))
         which = whole["mask"].flatten().nonzero().flatten()
@@ -322,7 +330,8 @@ class SequentialReplayBuffer:
         The same stream may receive live steps later if they begin with an episode's first observation; a live episode
         that an added one interrupts loses its last transition (it is masked).
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument does not fit; it is named, and nothing has been stored.
         """
         if not 0 <= member < self.members:
             raise ValueError(f"member is {member}; expected 0..{self.members - 1}")
@@ -355,7 +364,7 @@ class SequentialReplayBuffer:
         out = {}
         for name, value in steps.items():
             if name not in self._fields:
-                raise ValueError(f"{name} is given, but this buffer was made with store_{name}=False")
+                raise ValueError(f"{name} is given to a buffer made with store_{name}=False; expected None")
             size, dtype = self._fields[name]
             tensor = torch.as_tensor(value)
             if tensor.shape != lead + size:
@@ -385,13 +394,18 @@ class SequentialReplayBuffer:
         Importance weights (Schaul et al. 2016): (N * probability)**-beta over the member's N windows, divided by the
         largest in the member's batch; ones when uniform.
 
-        Errors: ValueError when a member does not hold a complete window yet (saying what is missing), or for a
-            batch_size below 1.
+        Raises:
+            ValueError: a member does not hold a complete window yet (it is said what is missing), or batch_size is
+                below 1.
         """
         return self.windows_at(devices.upload(self.draw(batch_size), self.device))
 
     def draw(self, batch_size: int) -> Tensor:
-        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Errors: as `sample`."""
+        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU.
+
+        Raises:
+            ValueError: as `sample` does.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         lacking = self.missing()
@@ -441,11 +455,17 @@ class SequentialReplayBuffer:
     def update_priorities(self, sample: ReplaySample, priority: Tensor, good: Tensor | None = None) -> None:
         """New priorities [P, B] for the windows of `sample`; one that was overwritten since keeps the new occupant's.
 
-        A window drawn twice takes one of its values. good: a bool [] on the buffer's device; where it is False nothing
-        is changed, and with it nothing is checked here, so that nobody waits for the device.
+        A window drawn twice takes one of its values.
 
-        Errors: ValueError for another shape and, without `good`, for values that are not finite and non-negative
-        (naming the members); nothing has been changed then.
+        Args:
+            sample: the windows.
+            priority: [P, B].
+            good: a bool [] on the buffer's device; where it is False nothing is changed. With it nothing is checked
+                here, so that nobody waits for the device.
+
+        Raises:
+            ValueError: the shape is another one or, without `good`, values are negative or not finite; the members
+                are named, and nothing has been changed.
         """
         if tuple(priority.shape) != tuple(sample.slot.shape):
             raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
@@ -455,7 +475,7 @@ class SequentialReplayBuffer:
             fine = np.isfinite(value) & (value >= 0)
             if not fine.all():
                 bad = np.flatnonzero(~fine.all(1)).tolist()
-                raise ValueError(f"priority of member {bad} is negative or not finite")
+                raise ValueError(f"priority of member {bad} is negative or not finite; expected numbers of at least 0")
             if self.device.type == "cpu":
                 members = np.arange(self.members)[:, None]
                 index = sample.slot.numpy() + members * (self._slots * self.num_envs)
@@ -499,7 +519,8 @@ class SequentialReplayBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` of a buffer with the same arguments returned.
 
-        Errors: ValueError naming what is missing or differs; nothing has been changed then.
+        Raises:
+            ValueError: something is missing or differs; it is named, and nothing has been changed.
         """
         mine = self.state_dict()
         if set(state) != set(mine) or set(state["data"]) != set(self._data):

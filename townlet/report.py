@@ -131,7 +131,7 @@ class Report:
 
 def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
     """The Town's hand-written policies: name -> what ``evaluate_policy`` takes."""
-    from .envs import scripted
+    from .envs.town import scripted
 
     policies = {
         "random": scripted.random_policy,

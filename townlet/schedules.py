@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from . import device as devices
-from .config import Config
+from .config import PER_MEMBER, Config
 from .population import VectorizedPopulation
-from .validation import PER_MEMBER
 
 
 def lr_factor(c: Config, env_steps: int) -> float:
@@ -42,7 +41,11 @@ class Schedules:
         return {name: values.copy() for name, values in self.hyper.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what ``state_dict`` returned. Raises ValueError for other names, shapes or types."""
+        """Take over what ``state_dict`` returned.
+
+        Raises:
+            ValueError: names, shapes or types differ.
+        """
         mine = {name: (values.shape, values.dtype) for name, values in self.hyper.items()}
         if {name: (np.shape(values), np.asarray(values).dtype) for name, values in state.items()} != mine:
             raise ValueError(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .doctor import describe
+from ._build import describe
 from .records import write_json
 
 FILE = "sessions.json"

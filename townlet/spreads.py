@@ -21,7 +21,11 @@ class Spread:
 
     @classmethod
     def parse(cls, text: str) -> Spread:
-        """From ``kind:A:B``. Raises ValueError."""
+        """The range that ``kind:A:B`` stands for.
+
+        Raises:
+            ValueError: the text has another form, or A and B are no ends of such a range.
+        """
         kind, *ends = text.split(":")
         low, high = (float(end) for end in ends)
         if kind not in ("lin", "log", "uniform", "loguniform") or not (math.isfinite(low) and math.isfinite(high)):
@@ -31,14 +35,19 @@ class Spread:
         return cls(kind, low, high)
 
     def values(self, name: str, members: int, seed: int) -> tuple[float, ...]:
-        """One value per member, for setting ``name``. A drawn one depends on the name and the member's own seed alone.
+        """One value per member. A drawn one depends on the setting's name and the member's own seed alone.
+
+        Args:
+            name: of the setting.
+            members: how many there are.
+            seed: of member 0; member p draws from seed + p.
 
         Raises:
             ValueError: one member cannot be spaced from A to B.
         """
         if self.kind in ("lin", "log"):
             if members == 1:
-                raise ValueError(f"{name}={self.kind}:{self.low:g}:{self.high:g}: expected 2 members or more")
+                raise ValueError(f"{name} is {self.kind}:{self.low:g}:{self.high:g}; expected 2 members or more for it")
             share = np.arange(members) / (members - 1)
         else:
             draws = [np.random.default_rng([seed + p, *name.encode()]).random() for p in range(members)]

@@ -24,7 +24,8 @@ from . import checkpoint, runs
 from . import device as devices
 from .assembly import build_network, check_agents, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
-from .envs.adapter import VectorAdapter, make_worlds
+from .envs.adapter import VectorAdapter
+from .envs.make import make_worlds
 from .evaluate import Evaluation, evaluate, training_seeds
 from .files import only_writer
 from .html.report import LiveReport

@@ -13,10 +13,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from . import mind
+from . import panel
 from .assembly import open_worlds
+from .envs.adapter import VectorAdapter
+from .envs.town.env import TownVectorEnv
 from .evaluate import GreedyActor
 from .report import Agent
+from .thoughts import SeenMap, Thinker, Thought, labels
 
 _CLEAR = "\x1b[H\x1b[2J"
 KEYS = "space: pause and go on   n: one step   q: quit"
@@ -27,8 +30,8 @@ class Moment:
     """The world as the agent finds it, and what it thinks; `thought` is None when the episode is over."""
 
     frame: Any  # str, picture or None, as the world renders
-    thought: mind.Thought | None
-    seen: mind.SeenMap | None  # the Town's
+    thought: Thought | None
+    seen: SeenMap | None  # the Town's
     names: list[str]  # of the actions
     steps: int
     score: float
@@ -45,7 +48,7 @@ def in_terminal(agent: Agent, stream: TextIO, *, fps: float, **options: Any) -> 
             steps, score = moment.steps, moment.score
             parts = [] if moment.frame is None else [str(moment.frame)]
             if moment.thought is not None:
-                parts.append(mind.text(moment.thought, moment.names, moment.seen))
+                parts.append(panel.text(moment.thought, moment.names, moment.seen))
             frame = "\n".join(parts)
             if not live:
                 stream.write(f"--- step {steps}, return {score:.4g}\n{frame}\n")
@@ -81,13 +84,13 @@ def to_gif(agent: Agent, path: Path, *, fps: float, **options: Any) -> tuple[int
     return steps, score
 
 
-def _beside(moment: Moment, thought: mind.Thought) -> np.ndarray:
+def _beside(moment: Moment, thought: Thought) -> np.ndarray:
     """The frame with the panel to its right: uint8 [height, width, 3]."""
     from PIL import Image
 
-    needed = mind.panel_height(thought, moment.names, moment.seen)
+    needed = panel.panel_height(thought, moment.names, moment.seen)
     if moment.frame is None:
-        return mind.picture(thought, moment.names, moment.seen, needed)
+        return panel.picture(thought, moment.names, moment.seen, needed)
     frame = np.asarray(moment.frame, dtype=np.uint8)
     if frame.ndim != 3:
         frame = np.repeat(frame[..., None], 3, axis=-1)
@@ -96,10 +99,10 @@ def _beside(moment: Moment, thought: mind.Thought) -> np.ndarray:
         scale = height / frame.shape[0]
         size = (max(1, round(frame.shape[1] * scale)), height)
         frame = np.asarray(Image.fromarray(frame[..., :3]).resize(size, Image.Resampling.LANCZOS))
-    panel = mind.picture(thought, moment.names, moment.seen, frame.shape[0])
-    below = panel.shape[0] - frame.shape[0]
+    beside = panel.picture(thought, moment.names, moment.seen, frame.shape[0])
+    below = beside.shape[0] - frame.shape[0]
     frame = np.pad(frame, ((0, below), (0, 0), (0, 0)), mode="edge")
-    return np.concatenate([frame, panel], axis=1)
+    return np.concatenate([frame, beside], axis=1)
 
 
 def episode(
@@ -111,10 +114,11 @@ def episode(
     options = {"render_mode": render_mode} if render_mode in modes else {}
     worlds = open_worlds(config, 1, {**config.evaluation_args, **options})
     n, memory = worlds.num_envs, memory and config.memory
-    thinker = mind.Thinker(agent.network, params, memory=memory)
+    thinker = Thinker(agent.network, params, memory=memory)
     others = GreedyActor(agent.network, params, n - 1, memory=memory)
-    seen = mind.SeenMap(worlds.env.args) if config.is_town else None  # type: ignore[attr-defined]
-    names = mind.labels(worlds.action_names)
+    town = worlds.env
+    seen = SeenMap(town.args) if config.is_town and isinstance(town, TownVectorEnv) else None
+    names = labels(worlds.action_names)
     try:
         obs, legal = worlds.reset([seed] * n)
         reset, score, over = np.ones(n, dtype=bool), 0.0, False
@@ -140,7 +144,7 @@ def _render_modes(agent: Agent) -> list[str]:
     return list(worlds.env.metadata.get("render_modes") or [])
 
 
-def _frame(worlds: Any) -> Any:
+def _frame(worlds: VectorAdapter) -> Any:
     frames = worlds.render()
     return frames[0] if isinstance(frames, (tuple, list)) else frames
 

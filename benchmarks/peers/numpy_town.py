@@ -14,8 +14,8 @@ import numpy as np
 
 from townlet.bench.problem import WrongResult
 from townlet.envs import TownVectorEnv
-from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, LOSSES, METERS, is_open
 from townlet.envs.town import TownArgs
+from townlet.envs.town.rules import ACTIONS, BUILDINGS, FULL_MONEY, LOSSES, METERS, is_open
 
 KINDS, NOWHERE, OFF_GRID = len(BUILDINGS), len(BUILDINGS), len(BUILDINGS) + 1
 NAMES = [name for name in METERS if name != "money"]

@@ -21,8 +21,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Seconds per call on the GPU, candidates in turns: CUDA events around calls that are queued without a wait.
 
-    Args: as `timing.interleave`. The GPU is idle at the start of a sample, so the time that the CPU takes to queue a
-    call counts where it is longer than the GPU's own.
+    The arguments are those of `timing.interleave`. The GPU is idle at the start of a sample, so the time that the CPU
+    takes to queue a call counts where it is longer than the GPU's own.
     """
     inner: dict[str, int] = {}
     cost = 0.0

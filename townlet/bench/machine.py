@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from .. import _C, ops
-from .._build import __version__
-from ..doctor import cpu_name
+from .._build import __version__, cpu_name
 from .timing import interleave
 
 _THREADS = Path("/proc/self/task")
@@ -24,7 +23,8 @@ def pin(threads: int) -> list[int]:
     Every thread that exists already is moved too. The highest-numbered processors that the process was started with
     are taken: the lowest serve interrupts on many machines.
 
-    Errors: ValueError for more threads than there are processors.
+    Raises:
+        ValueError: there are fewer processors than threads.
     """
     if not hasattr(os, "sched_setaffinity"):
         torch.set_num_threads(threads)

@@ -147,7 +147,8 @@ def expected(problem: Problem) -> Gradients:
 def check(name: str, got: Gradients, want: Gradients, dtype: torch.dtype = torch.float32) -> float:
     """The largest error, relative to the largest value of its tensor.
 
-    Errors: WrongResult naming the candidate and the tensor when it is above TOLERANCE[dtype].
+    Raises:
+        WrongResult: the error is above TOLERANCE[dtype]; the candidate and the tensor are named.
     """
     worst = 0.0
     for what, a, b in zip(NAMES, got, want, strict=True):

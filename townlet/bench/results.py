@@ -25,8 +25,11 @@ class Report:
     """Collects a suite's results.
 
     Args:
-        suite: its name. title: one line for the reader. threads: what torch was given. settings: whatever else a
-            result depends on; a finished report is taken over by a resumed run if these are equal.
+        suite: its name.
+        title: one line for the reader.
+        threads: what torch was given.
+        settings: whatever else a result depends on; a finished report is taken over by a resumed run if these are
+            equal.
     """
 
     def __init__(self, suite: str, title: str, *, threads: int, settings: Mapping[str, Any] | None = None):

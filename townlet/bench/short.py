@@ -31,10 +31,12 @@ def run(
         threads: for the operator and acting; the simulator has one.
         td_unroll: the operator; tests hand in broken ones.
 
-    Errors: ValueError for more threads than processors; WrongResult (one too) before anything wrong is timed.
+    Raises:
+        ValueError: there are fewer processors than threads, or the folder of `file` does not exist.
+        WrongResult: a result is wrong (a ValueError too); nothing wrong is timed.
     """
     if file is not None and not Path(file).resolve().parent.is_dir():
-        raise ValueError(f"--json {file}: the folder does not exist")
+        raise ValueError(f"--json is {file}, in a folder that does not exist; expected a folder that does")
     title = "Townlet on this machine"
     report = results.Report("bench", title, threads=threads, settings={"quick": quick}).start()
     _operator(report, quick, td_unroll)

@@ -24,7 +24,8 @@ ACTING_TOLERANCE = 1e-5
 def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
     """STEPS steps of `num_envs` Towns under uniform random actions, episodes ending and restarting as they do.
 
-    Errors: WrongResult when an environment among many does not do what it does alone.
+    Raises:
+        WrongResult: an environment among many does not do what it does alone.
     """
     actions = np.random.default_rng(0).integers(0, 6, (STEPS, num_envs))
     envs = TownVectorEnv(num_envs, **arguments)
@@ -48,7 +49,8 @@ def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
 def acting(num_envs: int) -> Callable[[], None]:
     """STEPS acting steps of one member: simulator, MLP encoder 128, LSTM 128, epsilon-greedy action, replay write.
 
-    Errors: WrongResult when the carried state is not the one that the twin computes in float64.
+    Raises:
+        WrongResult: the carried state is not the one that the twin computes in float64.
     """
     trainer = acting_trainer(num_envs)
     check_acting(trainer)
@@ -71,7 +73,11 @@ def acting_trainer(num_envs: int) -> Trainer:
 
 
 def check_acting(trainer: Trainer, steps: int = 3) -> None:
-    """Take some steps, each against the twin. Errors: WrongResult."""
+    """Takes some steps, each against the twin.
+
+    Raises:
+        WrongResult: a step does not do what the twin does.
+    """
     for _ in range(steps):
         _check_step(trainer)
 

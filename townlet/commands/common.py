@@ -10,7 +10,7 @@ def positive(text: str) -> int:
     """Type of an argument that is at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
+        raise argparse.ArgumentTypeError(f"the value is {value}; expected at least 1")
     return value
 
 
@@ -18,7 +18,7 @@ def natural(text: str) -> int:
     """Type of an argument that is at least 0."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
+        raise argparse.ArgumentTypeError(f"the value is {value}; expected at least 0")
     return value
 
 

@@ -29,7 +29,7 @@ def run(arguments: Any) -> int:
 
     agent = Agent.load(arguments.run_folder)
     if not arguments.fps > 0:
-        raise ValueError(f"--fps {arguments.fps}: expected a number above 0")
+        raise ValueError(f"--fps is {arguments.fps}; expected a number above 0")
     options = {"seed": arguments.seed, "member": arguments.member, "memory": not arguments.no_memory}
     options |= {"max_steps": arguments.max_steps, "fps": arguments.fps}
     if arguments.gif:

@@ -1,19 +1,28 @@
-"""Environments: the Town, its yardsticks, its pictures. Importing this package registers `townlet/Town-v0`."""
+"""Environments: the Town, its yardsticks, its pictures. Importing this package registers `townlet/Town-v0`.
+
+Gymnasium is imported with the first name that needs it, so that settings, which only ask for ids, start fast.
+"""
 
 from __future__ import annotations
 
-import gymnasium
+from typing import TYPE_CHECKING, Any
 
-from townlet.envs.rules import ACTIONS, BUILDINGS, METERS
-from townlet.envs.town import ObservationLayout, TownArgs, TownEnv, TownVectorEnv
+from .registration import register_town
+
+if TYPE_CHECKING:
+    from .town import ACTIONS, BUILDINGS, METERS, ObservationLayout, TownArgs, TownEnv, TownVectorEnv
 
 __all__ = ["ACTIONS", "BUILDINGS", "METERS", "ObservationLayout", "TownArgs", "TownEnv", "TownVectorEnv"]
 
-TOWN_ID = "townlet/Town-v0"
+register_town()
 
-if TOWN_ID not in gymnasium.registry:
-    gymnasium.register(
-        id=TOWN_ID,
-        entry_point="townlet.envs.town:TownEnv",
-        vector_entry_point="townlet.envs.town:TownVectorEnv",
-    )
+
+if not TYPE_CHECKING:  # else every name would be one, to a type checker
+
+    def __getattr__(name: str) -> Any:
+        """Public names load on first use."""
+        if name in __all__:
+            from . import town
+
+            return getattr(town, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """One face for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
 
-``make_worlds`` opens any Gymnasium id; ``VectorAdapter`` turns observations into rows and numbers into actions
-(`spaces`), picks the legal-action mask out of ``info``, adds the last action and reward to the rows where asked,
-refuses what is not supported, and saves and restores worlds that can be.
+``VectorAdapter`` turns observations into rows and numbers into actions (`spaces`), picks the legal-action mask out of
+``info``, adds the last action and the last reward to the rows where it is asked to, refuses what is not supported, and
+saves and restores those worlds that can be saved. `make` opens worlds by their ids.
 
 Autoreset. An episode's final observation is always handed out, for a truncated episode's bootstrap reads it:
 
@@ -15,15 +15,10 @@ Autoreset. An episode's final observation is always handed out, for a truncated 
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from enum import EnumType
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import gymnasium
 import numpy as np
@@ -31,15 +26,19 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from .guard import Guard, WorldError, raised
-from .minigrid import SymbolicObservation
-from .parallel import ParallelVectorEnv
+from .faults import Guard, WorldError, raised
 from .spaces import ActionNumbers, ObservationRows, Part
 
-TOWN_ID = "townlet/Town-v0"
-PETTINGZOO = "pettingzoo:"
 # Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
 _KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
+
+
+class Savable(Protocol):
+    """A world whose state can be saved."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
 
 
 class WorldStep(NamedTuple):
@@ -54,7 +53,7 @@ class WorldStep(NamedTuple):
     first: np.ndarray  # bool [N], obs is the first of an episode
     final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past it
     final_legal: np.ndarray | None = None  # bool [K, A]
-    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `parallel`)
+    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `pettingzoo`)
 
     @property
     def over(self) -> np.ndarray:
@@ -170,29 +169,38 @@ class VectorAdapter:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly from here. Raises ValueError when the world cannot be saved."""
+        """Everything needed to go on exactly from here.
+
+        Raises:
+            ValueError: the world cannot be saved.
+        """
         self._require_resumable()
         mine = {"steps": self._steps, "over": self._over.copy()}
         if self._singles is None:
-            return {"world": self.env.get_state(), **mine}  # type: ignore[attr-defined]
+            return {"world": cast("Savable", self.env).get_state(), **mine}
         return {"envs": [_single_state(e) for e in self._singles], **mine}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``get_state`` was called, in worlds made with the same arguments."""
         self._require_resumable()
         if self._singles is None:
-            self.env.set_state(state["world"])  # type: ignore[attr-defined]
+            cast("Savable", self.env).set_state(state["world"])
         else:
             if len(state["envs"]) != self.num_envs:
-                raise ValueError(f"{self.name}: state of {len(state['envs'])} environments; expected {self.num_envs}")
+                raise ValueError(f"{self.name}: state has {len(state['envs'])} environments; expected {self.num_envs}")
             self.env.reset(seed=0)  # brings wrappers into the state 'has been reset'
             for env, saved in zip(self._singles, state["envs"], strict=True):
                 _restore_single(env, saved)
-            self.env._autoreset_envs = np.array(state["over"], dtype=bool)  # type: ignore[attr-defined]
+            assert isinstance(self.env, SyncVectorEnv)
+            self.env._autoreset_envs = np.array(state["over"], dtype=bool)
         self._steps, self._over = int(state["steps"]), np.array(state["over"], dtype=bool)
 
     def render(self) -> Any:
-        """What the underlying VectorEnv renders. Raises ValueError when it cannot."""
+        """What the underlying VectorEnv renders.
+
+        Raises:
+            ValueError: it cannot render.
+        """
         try:
             return self.env.render()
         except gymnasium.error.Error as error:
@@ -357,105 +365,26 @@ def _entry(batch: Any, i: int) -> Any:
 def _single_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     base = env.unwrapped
     return {
-        "world": base.get_state(),  # type: ignore[attr-defined]
+        "world": cast("Savable", base).get_state(),
         # JSON keeps the generator's 128-bit integers
         "rng": json.dumps(base.np_random.bit_generator.state, default=lambda a: a.tolist()),
-        "elapsed": [int(e._elapsed_steps) for e in _time_limits(env)],  # type: ignore[attr-defined]
+        "elapsed": [int(limit._elapsed_steps) for limit in _time_limits(env)],
     }
 
 
 def _restore_single(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
     base = env.unwrapped
-    base.set_state(state["world"])  # type: ignore[attr-defined]
+    cast("Savable", base).set_state(state["world"])
     base.np_random.bit_generator.state = json.loads(state["rng"])
     for limit, elapsed in zip(_time_limits(env), state["elapsed"], strict=True):
-        limit._elapsed_steps = elapsed  # type: ignore[attr-defined]
+        limit._elapsed_steps = elapsed
 
 
-def _time_limits(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
-    found: list[gymnasium.Env[Any, Any]] = []
+def _time_limits(env: gymnasium.Env[Any, Any]) -> list[Any]:
+    """The wrappers that cut the environment's episodes, outermost first."""
+    found: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env).__name__ == "TimeLimit":
             found.append(env)
         env = env.env
     return found
-
-
-def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
-    """Open ``num_envs`` copies of a world.
-
-    The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
-    the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
-    registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module`` calls the
-    ``parallel_env`` of that module; every agent is an environment, and ``num_envs`` = 1 gives one copy with all of its
-    agents.
-
-    Raises:
-        ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
-    """
-    if env_id == TOWN_ID:
-        from .town import TownVectorEnv
-
-        try:
-            return VectorAdapter(TownVectorEnv(num_envs, **env_args), env_id)
-        except TypeError as error:
-            raise ValueError(f"{env_id}: {error}") from None
-    if env_id.startswith(PETTINGZOO):
-        return VectorAdapter(_open_parallel(env_id, num_envs, env_args), env_id)
-    home, _, plain_id = env_id.rpartition(":")
-    home = home or next((package for prefix, package in _HOMES.items() if env_id.startswith(prefix)), "")
-    if home:
-        _import(home, env_id)
-    spec = gymnasium.registry.get(plain_id)
-    options: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
-    if spec is None or spec.entry_point is not None:
-        modes = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        options = {"vectorization_mode": "sync", "vector_kwargs": modes, "disable_env_checker": True}
-        options["wrappers"] = (SymbolicObservation,) if home == "minigrid" else ()
-    try:
-        env = gymnasium.make_vec(plain_id, num_envs=num_envs, **options, **env_args)
-    except Exception as error:
-        reason = str(error) if isinstance(error, (gymnasium.error.Error, TypeError)) else raised(error)
-        hint = _nearest(plain_id) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
-        raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}{hint}") from error
-    return VectorAdapter(env, env_id)
-
-
-def _open_parallel(env_id: str, num_envs: int, env_args: dict[str, Any]) -> ParallelVectorEnv:
-    name = env_id.removeprefix(PETTINGZOO)
-    make = getattr(_import(name, env_id), "parallel_env", None)
-    if make is None:
-        raise ValueError(
-            f"{env_id}: {name} has no parallel_env; expected a module of a PettingZoo parallel environment"
-        )
-
-    def copy() -> Any:
-        try:
-            return make(**env_args)
-        except Exception as error:
-            reason = str(error) if isinstance(error, TypeError) else raised(error)
-            raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}") from error
-
-    return ParallelVectorEnv(copy, num_envs, env_id)
-
-
-# Packages whose ids are known by how they begin.
-_HOMES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
-
-
-def _import(module: str, env_id: str) -> ModuleType:
-    """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = (error.name or module).partition(".")[0]
-        raise ValueError(f"{env_id}: needs the package {package!r} ({error}); try: pip install {package}") from None
-    except Exception as error:
-        raise ValueError(f"{env_id}: {module} cannot be imported: {raised(error)}") from error
-
-
-def _nearest(env_id: str) -> str:
-    near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3, cutoff=0.6)
-    return f" Near: {', '.join(near)}." if near else ""

@@ -9,13 +9,13 @@ row already, others here.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Space
 
+from .convolutions import Convolution, parse_convolutions
 from .spaces import MOST_SYMBOLS, ObservationRows, Part
 
 SMALLEST_SIDE = 5
@@ -47,27 +47,6 @@ class ImageLayout:
     def planes(self) -> int:
         """Maps that a convolution sees."""
         return self.channels if self.symbols is None else sum(self.symbols)
-
-
-class Convolution(NamedTuple):
-    """A square convolution without padding."""
-
-    channels: int
-    kernel: int
-    stride: int
-
-
-def parse_convolutions(text: str) -> tuple[Convolution, ...]:
-    """'32x8/4,64x3': channels x kernel, and / stride where it is not 1. Errors: ValueError naming the part."""
-    layers = []
-    for part in text.split(","):
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?:/([1-9]\d*))?", part.strip())
-        if match is None:
-            raise ValueError(
-                f"conv={text!r}: expected CHANNELSxKERNEL or CHANNELSxKERNEL/STRIDE, comma separated; got {part!r}"
-            )
-        layers.append(Convolution(*(int(n or 1) for n in match.groups())))
-    return tuple(layers)
 
 
 def default_convolutions(image: ImageLayout) -> tuple[Convolution, ...]:

@@ -44,10 +44,11 @@ class SymbolicObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         del spaces["mission"]
         if words:
             spaces["mission"] = MultiDiscrete([len(w) for w in words])
+        self._kept = tuple(Dict(spaces).spaces)  # in the space's own order
         self.observation_space = Dict(spaces)
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        seen = {key: observation[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+        seen = {key: observation[key] for key in self._kept}
         if "mission" in seen:
             seen["mission"] = self._missions[observation["mission"]]
         return seen

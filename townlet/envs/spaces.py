@@ -165,7 +165,7 @@ def _writer(part: Part) -> Any:
     """``write(values [n, ...], out [n, size])`` of a part; `out` holds zeros."""
     space, size = part.space, part.size
     if isinstance(space, (Discrete, MultiDiscrete)):
-        return _one_hot_writer(part)
+        return _one_hot_writer(part, space)
     if not part.scaled:
 
         def write(values: np.ndarray, out: np.ndarray) -> None:
@@ -184,10 +184,9 @@ def _writer(part: Part) -> Any:
     return write_scaled
 
 
-def _one_hot_writer(part: Part) -> Any:
-    space = part.space
-    nvec = np.atleast_1d(space.n if isinstance(space, Discrete) else space.nvec).reshape(-1)  # type: ignore[attr-defined]
-    first = np.atleast_1d(space.start).reshape(-1)  # type: ignore[attr-defined]
+def _one_hot_writer(part: Part, space: Discrete | MultiDiscrete) -> Any:
+    nvec = np.atleast_1d(space.n if isinstance(space, Discrete) else space.nvec).reshape(-1)
+    first = np.atleast_1d(space.start).reshape(-1)
     offset = np.cumsum(nvec) - nvec
 
     def write(values: np.ndarray, out: np.ndarray) -> None:

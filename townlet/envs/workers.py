@@ -54,7 +54,7 @@ class WorkerAdapter(VectorAdapter):
 
     def __init__(self, make: Make, num_envs: int, workers: int) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
-            raise ValueError(f"workers={workers}: expected 0, since processes cannot fork on {sys.platform}")
+            raise ValueError(f"workers is {workers}; expected 0, since processes cannot fork on {sys.platform}")
         probe = make(1)  # all agents of one copy, where it is such a world
         self._make, self._feedback = make, {"action": False, "reward": False}
         self.env, self.name, self.num_envs = probe.env, probe.name, num_envs
@@ -86,7 +86,11 @@ class WorkerAdapter(VectorAdapter):
         return self._columns["obs"].copy(), self._columns["legal"].copy() if any(masked) else None
 
     def step(self, action: np.ndarray) -> WorldStep:
-        """As `VectorAdapter.step`; raises ValueError also when a worker died."""
+        """As `VectorAdapter.step`.
+
+        Raises:
+            ValueError: as there, and when a worker died.
+        """
         self._columns["action"][:] = action
         answers = self._ask("step", [None] * len(self._slices))
         # a world's nature decides what it gives, but some give survival only where an episode has just ended
@@ -108,14 +112,18 @@ class WorkerAdapter(VectorAdapter):
         """As `VectorAdapter.set_state`."""
         self._require_resumable()
         if len(state["envs"]) != self.num_envs:
-            raise ValueError(f"{self.name}: state of {len(state['envs'])} environments; expected {self.num_envs}")
+            raise ValueError(f"{self.name}: state has {len(state['envs'])} environments; expected {self.num_envs}")
         if not self._processes:
             self._start()
         parts = [{**state, "envs": state["envs"][p], "over": state["over"][p]} for p in self._slices]
         self._ask("set_state", parts)
 
     def render(self) -> Any:
-        """Raises ValueError: workers do not draw."""
+        """Workers do not draw.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(f"{self.name}: cannot be drawn by workers; expected workers=0")
 
     def close(self) -> None:
@@ -154,7 +162,11 @@ class WorkerAdapter(VectorAdapter):
         self._end = weakref.finalize(self, _end, self._processes, self._pipes)
 
     def _ask(self, command: str, arguments: Sequence[Any]) -> list[Any]:
-        """Every worker's answer. Raises ValueError when one failed; all have ended then."""
+        """Every worker's answer.
+
+        Raises:
+            ValueError: a worker failed; all of them have ended then.
+        """
         if not self._processes:
             raise ValueError(f"{self.name}: workers do not run; expected reset before {command}")
         try:

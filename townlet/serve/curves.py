@@ -16,7 +16,11 @@ _TAIL = 512  # bytes before the place reached, by which it is known again
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """The file, to read. Raises OSError for what is no file: a pipe would never end."""
+    """The file, to read.
+
+    Raises:
+        OSError: it is no regular file; a pipe, for one, would never end.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(path)
     return open(path, "rb")

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import mind
 from ..assembly import open_worlds
 from ..checkpoint import CheckpointError
-from ..envs import render
 from ..envs.adapter import VectorAdapter
-from ..envs.rules import BUILDINGS, METERS
+from ..envs.town import render
+from ..envs.town.args import TownArgs
+from ..envs.town.env import TownVectorEnv
+from ..envs.town.rules import BUILDINGS, METERS
 from ..report import Agent
+from ..thoughts import SeenMap, Thinker, labels
 from .runs import Run
 
 FASTEST = 120.0  # steps per second, for whatever speed a page asks
@@ -51,7 +53,7 @@ class Player:
         with self._lock:
             agent = self._agent(run)
             if not 0 <= member < agent.config.members:
-                raise ValueError(f"member={member}: expected 0 to {agent.config.members - 1}")
+                raise ValueError(f"member is {member}; expected 0 to {agent.config.members - 1}")
             if self._episode is not None:
                 self._episode.close()
                 self._episode = None
@@ -60,7 +62,11 @@ class Player:
             return about | self._episode.about() | {"frames": [self._episode.frame()]}
 
     def next(self, episode: str, steps: int) -> list[dict[str, Any]]:
-        """The frames after the next ``steps`` steps, fewer where the episode ends. Raises Gone for another episode."""
+        """The frames after the next ``steps`` steps, fewer where the episode ends.
+
+        Raises:
+            Gone: the episode that is played is another one.
+        """
         with self._lock:
             if self._episode is None or self._episode.id != episode:
                 raise Gone("another page has started an episode; one is played at a time")
@@ -104,9 +110,10 @@ class _Episode:
         self.agent, self.member, self.seed = agent, member, seed
         self.memory = memory and agent.config.memory
         self.worlds, self.pictures = _open(agent)
-        self.args = self.worlds.env.args if agent.config.is_town else None  # type: ignore[attr-defined]
-        self.seen = None if self.args is None else mind.SeenMap(self.args)
-        self.thinker = mind.Thinker(agent.network, agent.member(member), memory=self.memory)
+        world = self.worlds.env
+        self.town = world if agent.config.is_town and isinstance(world, TownVectorEnv) else None
+        self.seen = None if self.town is None else SeenMap(self.town.args)
+        self.thinker = Thinker(agent.network, agent.member(member), memory=self.memory)
         obs, legal = self.worlds.reset([seed])
         self.t, self.score, self.over, self.cut = 0, 0.0, False, False
         self.action = -1
@@ -131,9 +138,8 @@ class _Episode:
         self.score += float(step.reward[0])
         self.cut = bool(step.truncated[0]) or self.t >= self.agent.config.eval_max_steps
         self.over = self.cut or bool(step.over[0])
-        if step.final_obs is not None and bool(
-            step.over[0]
-        ):  # step.obs belongs to the next episode, and so does the picture
+        if step.final_obs is not None and bool(step.over[0]):
+            # step.obs belongs to the next episode, and so does the picture
             self._think(step.final_obs, step.final_legal)
             return self.frame()
         self._think(step.obs, step.legal)
@@ -152,12 +158,12 @@ class _Episode:
             "has_memory": config.memory,
             "seed": self.seed,
             "env_steps": self.agent.env_steps,
-            "actions": mind.labels(self.worlds.action_names),
+            "actions": labels(self.worlds.action_names),
             "pictures": self.pictures,
         }
-        if self.args is None:
+        if self.town is None:
             return out
-        scene = self._scene()
+        scene, args = self._scene(self.town), self.town.args
         town = {
             "title": scene.title,
             "size": scene.size,
@@ -166,11 +172,12 @@ class _Episode:
             "max_steps": scene.max_steps,
             "meters": list(METERS),
             "still": list(render.still_meters(scene)),
-            "buildings": [self._building(kind, *cell) for kind, cell in scene.cells.items()],
+            "buildings": [self._building(args, kind, *cell) for kind, cell in scene.cells.items()],
         }
         return out | {"town": town}
 
-    def _building(self, kind: int, x: int, y: int) -> dict[str, Any]:
+    @staticmethod
+    def _building(args: TownArgs, kind: int, x: int, y: int) -> dict[str, Any]:
         building = BUILDINGS[kind]
         opens, closes = building["hours"]
         return {
@@ -178,10 +185,10 @@ class _Episode:
             "name": building["name"],
             "x": x,
             "y": y,
-            "ticks": building["ticks"] if self.args.temporal else 1,  # type: ignore[union-attr]
+            "ticks": building["ticks"] if args.temporal else 1,
             "opens": opens,
             "closes": closes,
-            "offer": render.offer(kind, self.args.temporal),  # type: ignore[union-attr]
+            "offer": render.offer(kind, args.temporal),
         }
 
     def frame(self) -> dict[str, Any]:
@@ -201,16 +208,15 @@ class _Episode:
             "over": self.over,
             "cut": self.cut,
         }
-        if self.args is not None:
-            return out | self._town()
+        if self.town is not None and self.seen is not None:
+            return out | self._of_town(self.town, self.seen)
         return out | {"picture": self.picture, "obs": _short(thought.obs[:_SHOWN_NUMBERS])}
 
-    def _scene(self) -> render.Scene:
-        return render.scene(self.args, self.worlds.env.get_state(), 0, self.action)  # type: ignore[arg-type,attr-defined]
+    def _scene(self, town: TownVectorEnv) -> render.Scene:
+        return render.scene(town.args, town.get_state(), 0, self.action)
 
-    def _town(self) -> dict[str, Any]:
-        scene = self._scene()
-        assert self.seen is not None
+    def _of_town(self, town: TownVectorEnv, seen: SeenMap) -> dict[str, Any]:
+        scene = self._scene(town)
         x, y = scene.agent
         return {
             "x": x,
@@ -222,7 +228,7 @@ class _Episode:
             "progress": scene.progress,
             "here": render.here(scene),
             "ending": scene.ending,
-            "seen": self.seen.cells.ravel().tolist(),
+            "seen": seen.cells.ravel().tolist(),
         }
 
     def close(self) -> None:

@@ -183,7 +183,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         if not self.root.is_dir():
-            raise ValueError(f"{root}: expected a run folder, or a folder with runs")
+            raise ValueError(f"{root} is no folder; expected a run folder, or a folder with runs")
         self._known: dict[str, Run] = {}
         self._looked = 0.0
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from townlet import _C
+from ... import _C
 
 METERS = ("energy", "hygiene", "satiation", "money", "mood", "social", "health", "fitness")
 ACTIONS = ("up", "down", "left", "right", "interact", "wait")

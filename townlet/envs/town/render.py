@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, METERS, is_open
+from .rules import ACTIONS, BUILDINGS, FULL_MONEY, METERS, is_open
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-    from townlet.envs.town import TownArgs
+    from .args import TownArgs
 
 ARROWS = ("↑", "↓", "←", "→", "●", "○")
 CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th", "Dr", "Ho")

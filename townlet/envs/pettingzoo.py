@@ -15,7 +15,7 @@ from gymnasium.spaces import Dict, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from .guard import WorldError, raised
+from .faults import WorldError, raised
 
 MASK = "action_mask"
 """Where an agent's legal actions are: an entry of its observation, or of its info."""

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from townlet.envs.rules import ACTIONS, BUILDINGS, FULL_MONEY, LOSSES, METERS, is_open
-from townlet.envs.town import TownArgs, TownVectorEnv
+from .args import TownArgs
+from .env import TownVectorEnv
+from .rules import ACTIONS, BUILDINGS, FULL_MONEY, LOSSES, METERS, is_open
 
 UP, DOWN, LEFT, RIGHT, INTERACT, WAIT = range(len(ACTIONS))
 KIND = {building["name"]: i for i, building in enumerate(BUILDINGS)}
@@ -214,12 +215,21 @@ def scripted_policy(v: View) -> np.ndarray:
 
 
 def run_yardstick(policy: Policy, episodes: int, seed: int = 0, **town_args: Any) -> np.ndarray:
-    """Survival times int64 [episodes]: the first episode of the seeds seed, seed + 1, ...
+    """Survival times of a policy, int64 [episodes]: of the first episode of the seeds seed, seed + 1, ...
 
-    With layout="random" each is on a map of its own.
+    With layout="random" each episode is on a map of its own.
+
+    Args:
+        policy: maps what it sees of many environments to one action each.
+        episodes: how many, at least 1.
+        seed: of the first episode, and of what the policy draws.
+        town_args: the arguments of `TownArgs`.
+
+    Raises:
+        ValueError: an argument is wrong.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"episodes: expected a positive integer, got {episodes!r}")
+        raise ValueError(f"episodes is {episodes!r}; expected an integer of at least 1")
     envs = TownVectorEnv(episodes, **town_args)
     rng = np.random.default_rng(seed)
     _, info = envs.reset(seed=seed)

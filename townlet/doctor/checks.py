@@ -1,20 +1,15 @@
-"""``townlet doctor``: what was built, what runs, and whether the compiled operators agree with their float64 twins."""
+"""Every compiled operator against its float64 twin: values and gradients, at sizes that no vector length divides."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import platform
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import _native, ops, reference
-from . import device as devices
-from ._build import build_config
-from .ops import RecurrentQParams, SequenceBatch, TDSpec
+from .. import ops, reference
+from ..ops.types import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 TOLERANCE = 2e-5
 """Largest error allowed, relative to the largest value of the tensor compared (seen: below 1e-6)."""
@@ -26,107 +21,7 @@ Check = tuple[str, float, float]
 P, B, S, D, H, F, A = 2, 9, 11, 17, 33, 19, 6  # odd on purpose: every remainder loop runs
 
 
-def examine(out: Callable[[str], None], device: str = "cpu") -> int:
-    """Print the report through ``out``; returns 0 when everything agrees, else 1.
-
-    device: "cuda" or "cuda:N" holds the operators on that GPU against their twins on the CPU, the whole update as it
-    stands and recorded, and measures briefly. Raises ValueError, below the description, where there is no such device.
-    """
-    for name, value in describe().items():
-        out(f"{name:<26}{value}")
-    out("")
-    where = devices.resolve(device)
-    found = checks(where)
-    if where.type == "cuda":
-        from . import doctor_cuda
-
-        doctor_cuda.need_kernels()
-        found = itertools.chain(found, doctor_cuda.checks(where))
-    out(f"operator on {where}, kernel against float64 twin: largest error relative to the largest value")
-    worst, sick = 0.0, []
-    for name, error, allowed in found:
-        good = error <= allowed  # False for NaN
-        out(f"  {name:<58}{error:.1e}  {'ok' if good else f'WRONG (allowed {allowed:.0e})'}")
-        worst = max(worst, error)
-        if not good:
-            sick.append(name)
-    out("")
-    if sick:
-        out(f"WRONG: {', '.join(sick)}")
-        return 1
-    kernel = cuda_kernel_in_use(where) if where.type == "cuda" else kernel_in_use()
-    out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel}")
-    if where.type == "cuda":
-        doctor_cuda.measure(where, out)
-    return 0
-
-
-def kernel_in_use() -> str:
-    """Which implementation ``td_unroll`` takes on the CPU with ``backend="auto"``, in words."""
-    return f"compiled C++ on CPU, {ops.ISA} ({ops.LANES} floats per vector)"
-
-
-def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
-    """Which implementation ``td_unroll`` takes for CUDA tensors, in words."""
-    if not _native.CUDA:
-        return f"none ({_native.WHY_NOT_CUDA})"
-    if not torch.cuda.is_available():
-        return "none (no usable GPU)"
-    gpu = torch.cuda.get_device_properties(where)
-    plans = (f"H = {H} {name}: {plan_in_words(gpu, H, name)}" for H in (128, 256, 512) for name in ("fp32", "bf16"))
-    return "B = 64, S = 80, forward, " + "; ".join(plans)
-
-
-def plan_in_words(gpu: Any, H: int, dtype: str) -> str:
-    """The form of the recurrent kernels on a GPU (its properties, as torch gives them) for two chains of 64 x 81."""
-    arch, bf16 = 10 * gpu.major + gpu.minor, dtype == "bf16"
-    plan: str = torch.ops.townlet.unroll_plan(arch, gpu.multi_processor_count, 1, 64, 81, H, bf16, 2, False)
-    return plan
-
-
-def describe() -> dict[str, str]:
-    """Name -> value: versions, build, instruction set, threads, GPU."""
-    facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
-    facts["machine"] = f"{platform.system()} {platform.machine()}, {cpu_name()}"
-    facts["kernel in use"] = kernel_in_use()
-    facts["CUDA kernel in use"] = cuda_kernel_in_use()
-    facts["torch CPU capability"] = torch.backends.cpu.get_cpu_capability()
-    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
-    facts["GPU"] = _gpu()
-    return facts
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(
-                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown CPU"
-            )
-    except OSError:
-        return platform.processor() or "unknown CPU"
-
-
-def _gpu() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
-    return (
-        f"none usable (torch built for CUDA {torch.version.cuda})"
-        if torch.version.cuda
-        else "none (CPU build of torch)"
-    )
-
-
-# ---- checks ---------------------------------------------------------------------------------------------------------
-
-
-def checks(device: torch.device = CPU) -> Iterator[Check]:
+def operator_checks(device: torch.device = CPU) -> Iterator[Check]:
     """Every compiled operator on `device` against its twin on the CPU."""
     generator = torch.Generator().manual_seed(1)
     for label, spec, variant in (
@@ -148,6 +43,11 @@ def _random(generator: torch.Generator, *shape: int) -> Tensor:
 
 def _leaf(value: Tensor | None, dtype: torch.dtype, device: torch.device) -> Any:
     return None if value is None else value.to(device, dtype, copy=True).requires_grad_()
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def _params(generator: torch.Generator, head: bool, dueling: bool, H: int = H, A: int = A) -> RecurrentQParams:
@@ -176,7 +76,17 @@ def td_checks(
     device: torch.device = CPU,
     allowed: float = TOLERANCE,
 ) -> Iterator[Check]:
-    """Values and gradients of `td_unroll` on `device`; settings: of the TDSpec."""
+    """Values and gradients of `td_unroll`.
+
+    Args:
+        label: what the report calls it.
+        settings: of the TDSpec.
+        g: draws the numbers.
+        target, head, dueling: whether there is a target network, a hidden layer in the head, a value stream.
+        hidden, actions: sizes of the network.
+        device: where the compiled operator runs; the twin runs on the CPU.
+        allowed: the largest error, relative to the largest value.
+    """
     H, A = hidden, actions
     online = _params(g, head, dueling, H, A)
     frozen = _params(g, head, dueling, H, A) if target else None
@@ -190,20 +100,21 @@ def td_checks(
     )  # fmt: skip
     gamma = torch.tensor([0.9, 0.99])
     values: list[list[Tensor]] = []
-    for dtype, op, backend, where in (
+    forms: tuple[tuple[torch.dtype, Callable[..., TDOutput], Literal["kernel", "reference"], torch.device], ...] = (
         (torch.float32, ops.td_unroll, "kernel", device),
         (torch.float64, reference.td_unroll, "reference", CPU),
-    ):
+    )
+    for dtype, op, backend, where in forms:
         weights = RecurrentQParams(*(_leaf(v, dtype, where) for v in online))
         other = None if frozen is None else RecurrentQParams(*(_leaf(v, dtype, where) for v in frozen))
         moved = {k: v.to(where) for k, v in batch._asdict().items() if v is not None}
         moved |= {k: v.to(dtype) for k, v in moved.items() if v.is_floating_point()}
         casted = batch._replace(**moved)._replace(features_online=_leaf(batch.features_online, dtype, where))
-        spec = TDSpec(gamma=gamma.to(where, dtype), backend=backend, **settings)  # type: ignore[arg-type]
+        spec = TDSpec(gamma=gamma.to(where, dtype), backend=backend, **settings)
         out = op(weights, other, casted, spec)
         out.loss.sum().backward()
-        gradients = [v.grad for v in (*weights, casted.features_online) if v is not None]
-        values.append([out.loss, out.td_error, out.priority, out.q_taken, out.h_final, out.c_final, *gradients])  # type: ignore[list-item]
+        gradients = [_gradient(v) for v in (*weights, casted.features_online) if v is not None]
+        values.append([out.loss, out.td_error, out.priority, out.q_taken, out.h_final, out.c_final, *gradients])
     yield f"{label}: values", _worst(values[0][:6], values[1][:6]), allowed
     yield f"{label}: gradients", _worst(values[0][6:], values[1][6:]), allowed
 

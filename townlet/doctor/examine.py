@@ -1,0 +1,53 @@
+"""The report of ``townlet doctor``: what was built, what runs, whether the compiled operators are right."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from .. import device as devices
+from .._build import cuda_kernel_in_use, describe, kernel_in_use
+from .checks import operator_checks
+
+
+def examine(out: Callable[[str], None], device: str = "cpu") -> int:
+    """Prints the report.
+
+    Args:
+        out: takes its lines.
+        device: "cpu"; or "cuda" or "cuda:N", which holds the operators on that GPU against their twins on the CPU and
+            the whole update as it stands against the recorded one, and measures briefly.
+
+    Returns:
+        0 when everything agrees, else 1.
+
+    Raises:
+        ValueError: there is no such device; what was built has been described by then.
+    """
+    for name, value in describe().items():
+        out(f"{name:<26}{value}")
+    out("")
+    where = devices.resolve(device)
+    found = operator_checks(where)
+    if where.type == "cuda":
+        from .. import doctor_cuda
+
+        doctor_cuda.need_kernels()
+        found = itertools.chain(found, doctor_cuda.checks(where))
+    out(f"operator on {where}, kernel against float64 twin: largest error relative to the largest value")
+    worst, sick = 0.0, []
+    for name, error, allowed in found:
+        good = error <= allowed  # False for NaN
+        out(f"  {name:<58}{error:.1e}  {'ok' if good else f'WRONG (allowed {allowed:.0e})'}")
+        worst = max(worst, error)
+        if not good:
+            sick.append(name)
+    out("")
+    if sick:
+        out(f"WRONG: {', '.join(sick)}")
+        return 1
+    kernel = cuda_kernel_in_use(where) if where.type == "cuda" else kernel_in_use()
+    out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel}")
+    if where.type == "cuda":
+        doctor_cuda.measure(where, out)
+    return 0
