@@ -82,7 +82,7 @@ def test_nothing_is_trained_of_an_agent_that_is_gone():
     assert got["reset"][:, 0].tolist() == [True, False, False, True, True] * 2
     assert got["reset"][:, 1].tolist() == [True, False, False, False, False] * 2
     assert got["obs"][:, 1, 1].tolist() == [0, 1, 2, 3, 4] * 2
-    returns = trainer.episodes.drain()
+    returns = trainer.rollout.episodes.drain()
     assert returns["episodes"].tolist() == [4]
     assert returns["train_length"].tolist() == [3], "two steps and four, whatever waiting there was"
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from townlet.records import COLUMNS, MEANINGS, Means
+from townlet.records import COLUMNS, MEANINGS
+from townlet.statistics import Means
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -122,7 +122,7 @@ def test_resuming_in_the_middle_of_an_interval_keeps_the_records_whole(tmp_path)
 def test_a_world_that_cannot_be_saved_starts_fresh_and_says_so(tmp_path):
     first = Trainer(clock(env="Clock-v0", total_steps=120, run_dir=str(tmp_path / "run")))
     first.train()
-    cut_obs, cut_reset, steps = first.obs.clone(), first.reset.clone(), int(first.replay._count[0])
+    cut_obs, cut_reset, steps = first.rollout.obs.clone(), first.rollout.reset.clone(), int(first.replay._count[0])
     tree = read_run(checkpoint.latest(tmp_path / "run" / "checkpoints"))
     assert tree["worlds"] is None
 
@@ -144,12 +144,12 @@ def test_a_world_that_cannot_be_saved_starts_fresh_and_says_so(tmp_path):
     assert not stored["mask"].any()
     assert not stored["terminated"].any()
     assert not stored["reward"].any()
-    assert run.reset.all()
-    assert not run.over.any()
-    assert (run.obs[..., 0] == 0).all()
-    assert run.restarts == 1
+    assert run.rollout.reset.all()
+    assert not run.rollout.over.any()
+    assert (run.rollout.obs[..., 0] == 0).all()
+    assert run.rollout.restarts == 1
     fresh = Trainer(clock(env="Clock-v0"))
-    assert not torch.equal(run.obs, fresh.obs)  # other episodes than at the start of the run
+    assert not torch.equal(run.rollout.obs, fresh.rollout.obs)  # other episodes than at the start of the run
     run.train()
     again.train()
     assert same(run.state_dict(), again.state_dict())  # from a saved seed: resuming twice is the same

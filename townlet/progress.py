@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .evaluate import Evaluation, mean_interval
-from .records import EpisodeStatistics
 from .spreads import named
+from .statistics import EpisodeStatistics
 
 
 class Progress:
