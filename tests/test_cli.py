@@ -25,7 +25,8 @@ from worlds import tiny
 from townlet import checkpoint, doctor, ops, progress, report
 from townlet.cli import main
 from townlet.config import Config
-from townlet.records import COLUMNS, Records, new_folder
+from townlet.folder import new_folder
+from townlet.metrics import COLUMNS, Records
 from townlet.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -133,7 +134,7 @@ def test_runs_get_new_numbered_folders_by_themselves(tmp_path, monkeypatch):
     first = "runs/townlet-Town-v0-20300101-000000"
     assert names == [first, first + "-2", first + "-3"]
     Path("file").write_text("")
-    with pytest.raises(ValueError, match="file/x: cannot be made"):
+    with pytest.raises(ValueError, match="file/x cannot be made"):
         new_folder("file/x", "w")
 
 
@@ -260,8 +261,8 @@ def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
     assert main(["watch", str(run[0]), "--member", "2"]) == 2
     assert main(["watch", str(run[0]), "--fps", "0"]) == 2
     err = capsys.readouterr().err
-    assert "--member 2: expected 0 to 1" in err
-    assert "--fps 0.0: expected a number above 0" in err
+    assert "member is 2; expected 0 to 1" in err
+    assert "--fps is 0.0; expected a number above 0" in err
     for argv in (["eval", "x", "--episodes", "0"], ["watch", "x", "--seed", "-1"]):
         with pytest.raises(SystemExit):
             main(argv)

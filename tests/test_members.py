@@ -11,8 +11,8 @@ from worlds import clock
 
 from townlet.envs.adapter import WorldStep
 from townlet.evaluate import Evaluation
+from townlet.metrics import read_metrics
 from townlet.progress import score_text
-from townlet.records import read_metrics
 from townlet.report import Agent, Report, Row, finish
 from townlet.statistics import EpisodeStatistics
 from townlet.trainer import Trainer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from townlet.records import COLUMNS, MEANINGS
+from townlet.metrics import COLUMNS, MEANINGS
 from townlet.statistics import Means
 
 REPOSITORY = Path(__file__).parent.parent

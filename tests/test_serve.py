@@ -28,7 +28,8 @@ from townlet.cli import main
 from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import GreedyActor
-from townlet.records import Records, process_mark, write_json
+from townlet.folder import process_mark, write_json
+from townlet.metrics import Records
 from townlet.report import Agent
 from townlet.serve import play
 from townlet.serve.runs import Runs
@@ -395,7 +396,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
 
 
 def test_an_episode_is_as_long_as_in_evaluation(server, trained):
-    run = server.runs.find("hamlet")
+    run = server.runs.named("hamlet")
     server.player.start(run, member=0, memory=True, seed=0)
     version, agent = server.player._agents["hamlet"]
     config = Config(**{**agent.config.to_dict(), "eval_max_steps": 5})
@@ -496,7 +497,7 @@ def test_a_port_in_use(trained, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", str(trained), "--port", str(port)]) == 2
     said = capsys.readouterr().err
-    assert f"--port {port}: Address already in use; another one is free: --port " in said
+    assert f"--port is {port}, which cannot be had (Address already in use); " in said
     assert main(["serve", str(trained), "--port", "70000"]) == 2
     assert "expected 0 (a free one) to 65535" in capsys.readouterr().err
     assert main(["serve", str(trained / "nowhere"), "--port", "0"]) == 2

@@ -18,10 +18,11 @@ from worlds import clock, tiny
 from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
+from townlet.folder import process_mark
+from townlet.metrics import COLUMNS, read_metrics
 from townlet.params import ActorParams
-from townlet.records import COLUMNS, process_mark, read_metrics
 from townlet.report import Agent
-from townlet.runs import read_agent
+from townlet.resume import read_agent
 from townlet.trainer import Trainer
 
 

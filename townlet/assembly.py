@@ -44,9 +44,9 @@ def check_agents(config: Config, worlds: VectorAdapter) -> None:
     """ValueError unless environments and episodes of a member fill whole copies of a world with several agents."""
     M = getattr(worlds.env, "agents_per_copy", 1)
     names = ("num_envs", "eval_episodes", "final_eval_episodes")
-    wrong = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) % M]
+    wrong = [f"{name} is {getattr(config, name)}" for name in names if getattr(config, name) % M]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)}: expected multiples of {M}, the agents of one {config.env}")
+        raise ValueError(f"{', '.join(wrong)}; expected multiples of {M}, the agents of one {config.env}")
 
 
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:

@@ -103,7 +103,7 @@ def write_file(path: str | Path, tree: dict[str, Any], *, durable: bool = True) 
             _write_stream(file, tree)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: not written ({error.strerror or error}); earlier checkpoints are untouched"
+            f"{path} was not written ({error.strerror or error}); earlier checkpoints are untouched"
         ) from error
 
 
@@ -132,12 +132,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
             raise TypeError(f"{type(tree).__name__} instead of a dictionary")
         return _restored(tree)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     except CheckpointError:
         raise
     except Exception as error:  # whatever torch's unpickler objects to: the bytes are as written, so they are not ours
         reason = str(error).partition("\n")[0][:300]
-        raise CheckpointError(f"{path}: holds something other than plain values ({reason})") from None
+        raise CheckpointError(f"{path} holds something other than plain values ({reason})") from None
 
 
 def _require_uncompressed(payload: BinaryIO, size: int) -> None:
@@ -156,19 +156,19 @@ def _verify(file: BinaryIO, path: Path) -> int:
     total = os.fstat(file.fileno()).st_size
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size and _MAGIC.startswith(header[:20]):
-        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short ({total} bytes)")
     if not header.startswith(_MAGIC):
-        raise DamagedCheckpointError(f"{path}: is not a Townlet checkpoint")
+        raise DamagedCheckpointError(f"{path} is not a Townlet checkpoint")
     _, version = _HEADER.unpack(header)
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has format version {version}; this Townlet reads version {FORMAT_VERSION}")
+        raise CheckpointError(f"{path} has format version {version}; this Townlet reads version {FORMAT_VERSION}")
     size = total - _HEADER.size - _FOOTER.size
     if size < 0:
-        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short ({total} bytes)")
     file.seek(_HEADER.size + size)
     stated, digest, end = _FOOTER.unpack(file.read(_FOOTER.size))
     if end != _END or stated != size:
-        raise DamagedCheckpointError(f"{path}: is cut short or was appended to ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short or was appended to ({total} bytes)")
     file.seek(_HEADER.size)
     actual = hashlib.sha256()
     left = size
@@ -176,7 +176,7 @@ def _verify(file: BinaryIO, path: Path) -> int:
         actual.update(block)
         left -= len(block)
     if actual.digest() != digest:
-        raise DamagedCheckpointError(f"{path}: is damaged (its checksum does not match)")
+        raise DamagedCheckpointError(f"{path} is damaged (its checksum does not match)")
     return size
 
 
@@ -244,7 +244,7 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
             folder.mkdir()
             files.sync_folder(folder.parent)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror or error})") from error
+        raise CheckpointError(f"{folder} cannot be made ({error.strerror or error})") from error
     path = folder / f"step_{step:012d}.ckpt"
     write_file(path, tree)
     for old in (*_listed(folder)[:-keep], *folder.glob(".step_*.tmp")):  # the latter of a process that was killed
@@ -296,7 +296,7 @@ def read_newest(folder: str | Path, say: Callable[[str], None]) -> tuple[Path, d
 
 
 def _none_in(folder: str | Path) -> CheckpointError:
-    return CheckpointError(f"{folder}: holds no checkpoint (step_*.ckpt)")
+    return CheckpointError(f"{folder} holds no checkpoint (step_*.ckpt)")
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import mean_interval, t95
-from .html.charts import duration, number
-from .results import Curve, Results
+from .intervals import mean_interval, t95
+from .metrics import Curve
+from .results import Results
+from .text import duration, interval, number
+from .validation import PER_MEMBER
 
 _OWN = frozenset(["run_dir", "wandb"])  # settings that differ between runs without meaning
 
@@ -47,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; ``source`` says where the scores are from."""
+    """What `compare_runs` found; ``source`` says where the scores are from."""
 
     names: list[str]
     runs: list[Results]
@@ -111,18 +113,18 @@ class Comparison:
         return {**head, "runs": runs, "differences": differences, "settings": self.settings, "notes": self.notes}
 
 
-def compare(folders: Sequence[str | Path]) -> Comparison:
+def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     """Compare runs; differences are of each later one to the first.
 
     Raises:
         ValueError: fewer than two runs, one twice, no run folder, or a run without any score yet.
     """
     if len(folders) < 2:
-        raise ValueError(f"{len(folders)} run: expected at least two to compare")
+        raise ValueError(f"folders has length {len(folders)}; expected at least 2 runs to compare")
     seen: dict[Path, str | Path] = {}
     for folder in folders:
         if (place := Path(folder).resolve()) in seen:
-            raise ValueError(f"{folder}: is the same run as {seen[place]}")
+            raise ValueError(f"{folder} is the same run as {seen[place]}; expected each run once")
         seen[place] = folder
     runs = [Results.load(folder) for folder in folders]
     short = [run.name for run in runs]
@@ -204,7 +206,7 @@ def _notes(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
     if len(steps) > 1:
         notes.append("The runs have made different numbers of steps.")
     for run, name in zip(runs, names, strict=True):
-        varied = [k for k, v in run.config.items() if k in ("lr", "gamma", "clip_norm", "epsilon_end") and _several(v)]
+        varied = [k for k, v in run.config.items() if k in PER_MEMBER and _several(v)]
         if varied and run.members > 1:
             notes.append(f"Members of {name} differ in {', '.join(varied)}: its interval is over that too.")
         if run.config.get("pbt_every"):
@@ -212,11 +214,6 @@ def _notes(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
     if len(runs) > 2:
         notes.append("Each interval is for its own pair; of many pairs, one in twenty differs by chance.")
     return notes
-
-
-def interval(low: float, high: float) -> str:
-    """Two ends, or a dash where they are not known."""
-    return f"{number(low)} to {number(high)}" if math.isfinite(low) else "-"
 
 
 def _said(difference: Difference) -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .evaluation.agent import Agent
 from .files import replacing
 from .networks import Params, RecurrentNetwork
-from .report import Agent
 
 METADATA = "townlet.json"
 """Name of the metadata in a TorchScript file (``_extra_files``); in ONNX its key is "townlet"."""
@@ -133,7 +133,7 @@ def export(agent: Agent, path: str | Path, member: int = 0) -> None:
     """
     path = Path(path)
     if path.suffix not in (".pt", ".onnx"):
-        raise ValueError(f"{path}: expected a name that ends in .pt (TorchScript) or .onnx")
+        raise ValueError(f"path is {path}; expected a name that ends in .pt (TorchScript) or .onnx")
     network = acting_network(agent, member)
     with warnings.catch_warnings():
         # of TorchScript's end of development, and of sizes read while tracing, which are the network's own and not N

@@ -14,7 +14,7 @@ import numpy as np
 from .envs import render
 from .envs.rules import ACTIONS, BUILDINGS
 from .envs.town import TownArgs
-from .evaluate import GreedyActor
+from .evaluation.play import GreedyActor
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 UNSEEN, EMPTY, SOMETHING, OFF_GRID = -1, -2, -3, -4

@@ -55,4 +55,4 @@ def load(text: str) -> Any:
         AttributeError,
         KeyError,
     ) as error:  # no such date
-        raise ValueError(f"it holds a value that there is not ({str(error)[:200]})") from None
+        raise ValueError(f"it holds an invalid value ({str(error)[:200]})") from None

@@ -20,7 +20,7 @@ from torch import Tensor
 from .assembly import check_agents, open_worlds
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
-from .evaluate import training_seeds
+from .evaluation.play import training_seeds
 from .statistics import EpisodeStatistics
 
 

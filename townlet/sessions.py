@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .doctor import describe
-from .records import write_json
+from .folder import write_json
 
 FILE = "sessions.json"
 

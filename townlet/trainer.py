@@ -21,20 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, runs
+from . import checkpoint
 from . import device as devices
 from .assembly import build_network, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter, make_worlds
-from .evaluate import Evaluation, evaluate
+from .evaluation.play import Evaluation, evaluate
 from .files import only_writer
-from .html.report import LiveReport
+from .folder import new_folder
+from .html.run import LiveReport
 from .learner import Learner
+from .metrics import Records
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
 from .progress import Progress, score_text
-from .records import Records, new_folder
 from .replay import SequentialReplayBuffer
+from .resume import CHANGEABLE_ON_RESUME, stopped_run
 from .rollout import Rollout
 from .schedules import Schedules
 from .sessions import note_session
@@ -352,14 +354,14 @@ class Trainer:
             CheckpointError: there is no run, or its checkpoints cannot be believed.
             ValueError: an override would make it another run.
         """
-        stopped = runs.find(run, overrides or {}, arguments.get("say", warnings.warn))
+        stopped = stopped_run(run, overrides or {}, arguments.get("say", warnings.warn))
         if stopped.tree is None:
             return cls(stopped.config, folder=stopped.folder, **arguments)
         trainer = cls(stopped.config, folder=stopped.folder, **arguments)
         try:
             trainer.load_state_dict(stopped.tree)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-            what = f"{stopped.source}: does not hold what this run needs ({error!r})"  # though its checksum is right
+            what = f"{stopped.source} does not hold what this run needs ({error!r})"  # though its checksum is right
             raise checkpoint.CheckpointError(what) from error
         return trainer
 
@@ -384,8 +386,8 @@ class Trainer:
         """Take over what ``state_dict`` returned, from a run with the same settings (but for CHANGEABLE_ON_RESUME)."""
         mine = self.config.to_dict()
         for name, value in tree["config"].items():
-            if name not in runs.CHANGEABLE_ON_RESUME and mine.get(name) != value:
-                raise ValueError(f"{name}={mine.get(name)!r}: the checkpoint was made with {value!r}")
+            if name not in CHANGEABLE_ON_RESUME and mine.get(name) != value:
+                raise ValueError(f"{name} is {mine.get(name)!r}; expected {value!r}, as in the checkpoint")
         why_not = self.rollout.load_state_dict(tree)
         self.env_steps, self.elapsed = int(tree["env_steps"]), float(tree["elapsed"])
         self._seconds = {name: float(tree["seconds"][name]) for name in self._seconds}

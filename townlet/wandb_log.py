@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .records import write_json
+from .folder import write_json
 
 FILE = "wandb.json"
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from . import mind
 from .assembly import open_worlds
-from .evaluate import GreedyActor
-from .report import Agent
+from .evaluation.agent import Agent
+from .evaluation.play import GreedyActor
 
 _CLEAR = "\x1b[H\x1b[2J"
 KEYS = "space: pause and go on   n: one step   q: quit"

@@ -23,8 +23,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
+    from ..evaluation.agent import Agent
     from ..export import describe, export
-    from ..report import Agent
 
     agent = Agent.load(arguments.run_folder)
     export(agent, arguments.file, arguments.member)

@@ -25,11 +25,11 @@ def add(commands: Any) -> None:
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
     from .. import watch
-    from ..report import Agent
+    from ..evaluation.agent import Agent
 
     agent = Agent.load(arguments.run_folder)
     if not arguments.fps > 0:
-        raise ValueError(f"--fps {arguments.fps}: expected a number above 0")
+        raise ValueError(f"--fps is {arguments.fps}; expected a number above 0")
     options = {"seed": arguments.seed, "member": arguments.member, "memory": not arguments.no_memory}
     options |= {"max_steps": arguments.max_steps, "fps": arguments.fps}
     if arguments.gif:

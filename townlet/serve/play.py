@@ -22,7 +22,7 @@ from ..checkpoint import CheckpointError
 from ..envs import render
 from ..envs.adapter import VectorAdapter
 from ..envs.rules import BUILDINGS, METERS
-from ..report import Agent
+from ..evaluation.agent import Agent
 from .runs import Run
 
 FASTEST = 120.0  # steps per second, for whatever speed a page asks
@@ -51,7 +51,7 @@ class Player:
         with self._lock:
             agent = self._agent(run)
             if not 0 <= member < agent.config.members:
-                raise ValueError(f"member={member}: expected 0 to {agent.config.members - 1}")
+                raise ValueError(f"member is {member}; expected 0 to {agent.config.members - 1}")
             if self._episode is not None:
                 self._episode.close()
                 self._episode = None

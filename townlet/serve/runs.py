@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, plain_yaml
+from .. import checkpoint
 from ..config import Config
-from ..records import process_mark
-from .curves import Metrics, open_regular
+from ..files import read_small
+from ..folder import process_mark, read_settings
+from ..metrics import Metrics
 
 PAGES = {
     "report.html": "text/html; charset=utf-8",
@@ -47,16 +48,15 @@ class Run:
         written = _modified(path)
         if self._config[0] != written:
             try:
-                found = plain_yaml.load(_small(path, _CONFIG))
+                self._config = written, read_settings(self.folder, largest=_CONFIG)
             except (OSError, ValueError):
-                found = None
-            self._config = written, found if isinstance(found, dict) else {}
+                self._config = written, {}
         return self._config[1]
 
     def json(self, name: str) -> dict[str, Any]:
         """summary.json, status.json or memory.json."""
         try:
-            text = _small(self.folder / name, _JSON)
+            text = read_small(self.folder / name, _JSON).decode("utf-8")
             found = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
         except (OSError, ValueError, RecursionError):
             return {}
@@ -183,7 +183,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         if not self.root.is_dir():
-            raise ValueError(f"{root}: expected a run folder, or a folder with runs")
+            raise ValueError(f"{root} is no folder; expected a run folder, or a folder with runs")
         self._known: dict[str, Run] = {}
         self._looked = 0.0
         self._lock = threading.Lock()
@@ -197,7 +197,7 @@ class Runs:
                 self._looked = time.monotonic()
             return list(self._known.values())
 
-    def find(self, name: str) -> Run | None:
+    def named(self, name: str) -> Run | None:
         """The listed run of that name; a name is only ever looked up, never made into a path."""
         return next((run for run in self.all() if run.name == name), None)
 
@@ -228,14 +228,6 @@ def _shown(path: Path) -> str:
 
 def _is_run(folder: Path) -> bool:
     return os.path.isfile(folder / "config.yaml") or os.path.isfile(folder / "metrics.csv")
-
-
-def _small(path: Path, limit: int) -> str:
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} is larger than {limit} bytes")
-    return data.decode("utf-8")
 
 
 def _modified(path: Path) -> float:

@@ -42,7 +42,7 @@ class StoppedRun:
     tree: dict[str, Any] | None  # of the trainer, None when the run has to begin anew
 
 
-def find(run: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None]) -> StoppedRun:
+def stopped_run(run: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None]) -> StoppedRun:
     """The run in a folder, or up to one of its checkpoint files: see `Trainer.resume`. ``say`` hears of surprises."""
     run = Path(run)
     fixed = sorted(set(overrides) - CHANGEABLE_ON_RESUME)
@@ -52,11 +52,13 @@ def find(run: str | Path, overrides: Mapping[str, Any], say: Callable[[str], Non
     if run.is_file():
         tree, folder = read_run(run), run.parent.parent
         if run.parent.name != "checkpoints":
-            raise ValueError(f"{run}: expected a run folder, or a checkpoint in its folder 'checkpoints'")
+            raise ValueError(
+                f"{run} is no part of a run folder; expected a run folder, or a checkpoint in its folder 'checkpoints'"
+            )
         return _stopped(run, tree, folder, overrides)
     settings = run / "config.yaml"
     if not checkpoint.exists(run / "checkpoints") and settings.exists():
-        say(f"{run}: was stopped before its first checkpoint; it begins anew")
+        say(f"{run} was stopped before its first checkpoint; it begins anew")
         return StoppedRun(run, Config.from_yaml(settings, {**overrides, "run_dir": str(run)}), settings, None)
     path, tree = checkpoint.read_newest(run / "checkpoints", say)
     return _stopped(path, _of_run(tree, path), run, overrides)
@@ -75,7 +77,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
 def _of_run(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if tree.get("kind") != "townlet-run":
         only = " (only its agent)" if tree.get("kind") == "townlet-agent" else ""
-        raise CheckpointError(f"{path}: is not the checkpoint of a training run{only}")
+        raise CheckpointError(f"{path} is not the checkpoint of a training run{only}")
     return tree
 
 
@@ -83,7 +85,7 @@ def read_agent(path: str | Path) -> dict[str, Any]:
     """config, env_steps, hyper and weights (those that play) of a checkpoint or agent.ckpt. Raises CheckpointError."""
     tree = checkpoint.read_file(path)
     if tree.get("kind") not in ("townlet-run", "townlet-agent"):
-        raise CheckpointError(f"{path}: holds no agent")
+        raise CheckpointError(f"{path} holds no agent")
     _settings(tree, path)
     try:
         if tree["kind"] == "townlet-run":
@@ -91,11 +93,11 @@ def read_agent(path: str | Path) -> dict[str, Any]:
             tree["weights"] = population.get("average", population["online"])
         return {key: tree[key] for key in ("config", "env_steps", "hyper", "weights")}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: does not hold what an agent needs ({error!r})") from error
+        raise CheckpointError(f"{path} does not hold what an agent needs ({error!r})") from error
 
 
 def _settings(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
     settings = tree.get("config")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds no settings")
+        raise CheckpointError(f"{path} holds no settings")
     return settings
