@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, doctor, ops, progress, report
+from townlet import checkpoint, doctor, ops, progress, report, text
 from townlet.cli import main
 from townlet.config import Config
 from townlet.folder import new_folder
@@ -170,7 +170,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
         (["train", "--env", "Nope-v0"], "Nope-v0: cannot be made"),
         (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
         (["train", "--env-args", "speed=3"], "speed"),
-        (["eval", "missing"], "missing: there is no such run folder"),
+        (["eval", "missing"], "missing does not exist; expected a run folder or a checkpoint"),
         (["watch", "."], "holds no checkpoint"),
     ],
 )
@@ -402,8 +402,8 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch):
     assert len(lines) == 4
     assert lines[-2].startswith("1,000/1,000 steps (100%)")
     assert lines[-1] == "hello"
-    assert progress._clock(float("inf")) == "unknown time"
-    assert progress._clock(3725) == "1:02:05"
+    assert text.clock(float("inf")) == "unknown time"
+    assert text.clock(3725) == "1:02:05"
 
 
 def test_progress_in_a_terminal_is_a_bar(monkeypatch):

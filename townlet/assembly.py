@@ -87,7 +87,7 @@ def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
     )
 
 
-def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
+def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwork, legal: bool) -> dict[str, Any]:
     """Arguments of `SequentialReplayBuffer` that decide its size."""
     return {
         "members": config.members,
@@ -102,15 +102,17 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: boo
     }
 
 
-def memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
+def memory_statement(
+    config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
+) -> str:
     """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
-    machine = devices.memory(device)
+    machine = devices.total_memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
             f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
-            f"{devices.describe(device)} has {_bytes(machine)}; lower capacity or members"
+            f"{devices.device_name(device)} has {_bytes(machine)}; lower capacity or members"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

@@ -1,8 +1,8 @@
 """Runs beside each other: their scores with intervals, the differences between them, and the settings that differ.
 
 All runs are compared by the best kind of score that every one of them has. The interval of a difference is Welch's
-(1947): over members, of which each is one independent training run, with variances of their own. From one member
-nothing follows about another seed, and then no interval is given.
+(1947): over members, each of which is one independent training run, and with a variance for each run. One member says
+nothing about other seeds, so a run with one member has no interval over members.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:
-    """Compare runs; differences are of each later one to the first.
+    """Compare runs; each later one with the first.
 
     Raises:
         ValueError: fewer than two runs, one twice, no run folder, or a run without any score yet.

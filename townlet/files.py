@@ -35,10 +35,10 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Ite
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     with naming(path):
         try:
-            with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+            with open(temporary, mode, encoding=encoding, newline=newline) as file:
                 yield file
                 file.flush()
                 if durable:

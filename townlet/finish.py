@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 
 def finish(trainer: Trainer) -> Report | None:
-    """The end of a run: final comparison, survival.png (Town), learning.png and summary.json in its folder.
+    """Write the end of a run into its folder: summary.json, learning.png, survival.png (Town) and report.html.
 
-    Returns None when the run was stopped early or asks for no final evaluation; summary.json is written all the same.
+    Returns:
+        The final table; None where the run was stopped early or asks for no final evaluation.
     """
     config, folder = trainer.config, trainer.folder
-    report = None
+    table = None
     if trainer.stopped_by is None and config.final_eval_episodes:
-        report = compare(Agent.of(trainer), config.final_eval_episodes, config.seed, trainer.say)
+        table = compare(Agent.of(trainer), config.final_eval_episodes, config.seed, trainer.say)
     if folder is None:
-        return report
+        return table
     from . import plots  # matplotlib takes long to import
 
     plots.learning_curve(folder / "metrics.csv", folder / "learning.png")
-    if report is not None and config.is_town:
-        plots.survival(report, folder / "survival.png")
+    if table is not None and config.is_town:
+        plots.survival(table, folder / "survival.png")
     summary: dict[str, Any] = {
         "env": config.env,
         "members": config.members,
@@ -45,8 +46,8 @@ def finish(trainer: Trainer) -> Report | None:
         summary["hyper_parameters"] = {name: v.tolist() for name, v in hyper.items() if len(set(v)) > 1}
     if config.pbt_every:
         summary["copies"] = len(trainer.pbt.lineage)
-    if report is not None:
-        summary |= {"score": report.score_name, "policies": report.to_dict()}
+    if table is not None:
+        summary |= {"score": table.score_name, "policies": table.to_dict()}
     write_json(folder / "summary.json", summary)
     try_report(folder, trainer.say)
-    return report
+    return table

@@ -83,11 +83,15 @@ class Sink(Protocol):
 class Records:
     """Appends to metrics.csv and the TensorBoard events of a run folder; what is added is in the files at once.
 
-    ``step``: where the run stands. What an interrupted run wrote after it is dropped (metrics.csv) or purged (events),
-    since it is about to be written again; so is a torn last line. ``also`` gets what the events get.
+    Args:
+        folder: of the run.
+        step: where the run stands. What an interrupted run wrote after it is dropped from metrics.csv and purged from
+            the events, since it is about to be written again; a torn last line is dropped too.
+        tensorboard: whether to write events.
+        also: receives what the events receive.
 
     Raises:
-        OSError: naming the file; metrics.csv then holds whole records only.
+        OSError: a file cannot be written; the message names it, and metrics.csv then holds only whole records.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = True, also: Sink | None = None) -> None:
@@ -103,9 +107,9 @@ class Records:
         self._folder, self._beat = folder, ("", 0.0)  # state and time of the last beat
 
     def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
-        """One row per member: ``common`` and the member's own values, by column name; NaN leaves a field empty.
+        """Append one row per member: ``common`` and the member's own values by column name; NaN leaves a field empty.
 
-        The events get mean and 95% interval over the members besides.
+        The events also receive the mean over the members and its 95% interval.
         """
         text = io.StringIO()
         scalars: dict[str, float] = {}
@@ -126,10 +130,10 @@ class Records:
             sink.add(step, scalars)
 
     def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
-        """Sign of life: status.json, every two seconds and when ``state`` changes.
+        """Write status.json, the run's sign of life, every two seconds and whenever ``state`` changes.
 
-        ``state``: training, trained (``total_steps`` reached) or stopped (saved at a signal). Whoever reads it compares
-        ``process`` with what runs: see `process_mark`. A disk without room for it does not end the run.
+        ``state`` is training, trained (``total_steps`` reached) or stopped (saved at a signal). A reader can tell by
+        ``process`` whether the run is alive: see `process_mark`. A full disk does not end the run here.
         """
         now = time.monotonic()
         if state == self._beat[0] and now - self._beat[1] < 2.0:
@@ -142,7 +146,7 @@ class Records:
             write_json(path, sign, durable=False)
 
     def sync(self) -> None:
-        """Have what was added survive a loss of power; a checkpoint must not know of records that the disk lost."""
+        """Put what was added safely on the disk: a checkpoint must not be newer than the records before it."""
         with naming(self.path):
             os.fsync(self._file.fileno())
         if self._events is not None:

@@ -1,4 +1,4 @@
-"""What a run folder holds for whoever looks at it: settings, metrics as arrays, the final table and all else.
+"""A run folder, read to be looked at: settings, metrics as arrays, the final table and everything else.
 
 Only files are read, so that a run of another version, one that is still training or one that was killed can be looked
 at. Symbols: N records, P members.
@@ -37,7 +37,12 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """Raises ValueError naming what is missing or cannot be understood."""
+        """Read the folder.
+
+        Raises:
+            ValueError: it is no run folder, or its config.yaml does not hold settings.
+            OSError: config.yaml or metrics.csv cannot be read.
+        """
         folder = Path(folder)
         config = read_settings(folder)
         metrics = Metrics(folder / "metrics.csv")
@@ -63,13 +68,13 @@ class Results:
 
     @property
     def members(self) -> int:
-        """P, of the settings, or of what was recorded where they do not say."""
+        """P, as the settings say, or else as was recorded."""
         recorded = max((values.shape[1] for values in self.values.values()), default=0)
         return int(self.config.get("members") or recorded or 1)
 
     @property
     def env_steps(self) -> int:
-        """Steps per member that are recorded or summed up."""
+        """Steps per member, as of the last record or the summary."""
         return int(max(self.summary.get("env_steps", 0), self.steps[-1] if len(self.steps) else 0))
 
     @property
@@ -97,7 +102,7 @@ class Results:
         return Curve.of(self.steps, self.values.get(column, np.full((len(self.steps), 1), math.nan)))
 
     def per_interval(self, column: str) -> np.ndarray:
-        """What a running total grew by at each record, [N]; 0 where the run began anew."""
+        """How much a running total grew up to each record, [N]; 0 where the run began anew."""
         total = self.values[column][:, 0]
         return np.maximum(np.nan_to_num(np.diff(total, prepend=0.0)), 0.0)
 

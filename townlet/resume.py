@@ -1,4 +1,4 @@
-"""What a run folder holds for whoever comes back to it: settings, the last whole checkpoint, the agent."""
+"""Reading a run back from its folder: its settings, its last whole checkpoint, its agent."""
 
 from __future__ import annotations
 
@@ -34,16 +34,26 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class StoppedRun:
-    """A run to go on with."""
+    """A run to continue."""
 
     folder: Path
     config: Config
-    source: Path  # the file that all this was read from
-    tree: dict[str, Any] | None  # of the trainer, None when the run has to begin anew
+    source: Path  # the file that the settings and the tree were read from
+    tree: dict[str, Any] | None  # what `Trainer.state_dict` returned; None where the run has to begin anew
 
 
 def stopped_run(run: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None]) -> StoppedRun:
-    """The run in a folder, or up to one of its checkpoint files: see `Trainer.resume`. ``say`` hears of surprises."""
+    """Read a run from its folder, or from one of its checkpoint files, for `Trainer.resume`.
+
+    Args:
+        run: the run folder, or a checkpoint file in its folder 'checkpoints'.
+        overrides: settings that are to differ, of those in ``CHANGEABLE_ON_RESUME``.
+        say: receives a line for each damaged checkpoint, and for a run without any.
+
+    Raises:
+        CheckpointError: there is no run, or no checkpoint of it is whole.
+        ValueError: an override cannot change, or ``run`` is a checkpoint outside a run folder.
+    """
     run = Path(run)
     fixed = sorted(set(overrides) - CHANGEABLE_ON_RESUME)
     if fixed:
@@ -70,7 +80,7 @@ def _stopped(path: Path, tree: dict[str, Any], folder: Path, overrides: Mapping[
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a training run. Raises CheckpointError for anything else."""
+    """Read a checkpoint of a training run. Raises CheckpointError for anything else."""
     return _of_run(checkpoint.read_file(path), path)
 
 
@@ -82,7 +92,14 @@ def _of_run(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def read_agent(path: str | Path) -> dict[str, Any]:
-    """config, env_steps, hyper and weights (those that play) of a checkpoint or agent.ckpt. Raises CheckpointError."""
+    """Read what makes an agent from a checkpoint or an agent.ckpt.
+
+    Returns:
+        ``config``, ``env_steps``, ``hyper`` and ``weights`` (those that evaluation plays with), by name.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no agent.
+    """
     tree = checkpoint.read_file(path)
     if tree.get("kind") not in ("townlet-run", "townlet-agent"):
         raise CheckpointError(f"{path} holds no agent")

@@ -1,4 +1,4 @@
-"""sessions.json of a run folder: on which machine, with which versions and by which command each part was made."""
+"""sessions.json of a run folder: the machine, the versions and the command that made each part of the run."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ def number(value: float) -> str:
 
 def interval(low: float | None, high: float | None, unknown: str = "-") -> str:
     """The two ends of an interval; ``unknown`` where they are not known."""
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    return f"{number(low)} to {number(high)}" if known else unknown  # type: ignore[arg-type]
+    if low is None or high is None or not math.isfinite(low + high):
+        return unknown
+    return f"{number(low)} to {number(high)}"
 
 
 def duration(seconds: float) -> str:

@@ -50,12 +50,12 @@ class Trainer:
 
     Args:
         config: the settings.
-        record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or
-            under runs/. None: only when ``config.run_dir`` is given.
-        folder: an existing run folder to go on writing to (``resume`` uses it).
+        record: whether to write a new run folder (config.yaml, metrics, events, checkpoints), at ``config.run_dir`` or
+            under runs/. None writes one only where ``config.run_dir`` is given.
+        folder: an existing run folder to continue (``resume`` uses it).
         td_unroll: the fused operator, None for `ops.td_unroll`; tests pass broken twins.
         make: opens worlds, ``make(env_id, n, **args)``.
-        say: receives lines meant for a person (memory, what resuming does).
+        say: receives lines meant for a person, such as how much memory the run takes.
 
     Attributes: ``env_steps`` and ``updates`` (per member), ``rollout`` (the worlds and the episodes that run in them),
     ``population``, ``replay``, ``learner``, ``seconds`` (wall clock per phase: act, env, replay, update, eval),
@@ -174,7 +174,7 @@ class Trainer:
         return max(0, int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update))
 
     def learn(self) -> None:
-        """The updates that are due."""
+        """Make the updates that are due."""
         begun = time.perf_counter()
         if self.config.lr_decay_steps:
             self.schedules.set_lr(self.population, self.env_steps)
@@ -183,7 +183,7 @@ class Trainer:
         self._seconds["update"] += time.perf_counter() - begun
 
     def _exploit_and_explore(self) -> None:
-        """The event of population based training that is due at this step, if any."""
+        """Run the event of population based training that is due at this step, if there is one."""
         c = self.config
         if not (self.updates and _crossed(self.env_steps, c.num_envs, c.pbt_every)):
             return
@@ -204,18 +204,20 @@ class Trainer:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None = None) -> None:
-        """Run until ``total_steps``, SIGINT or SIGTERM; either way it ends with a checkpoint (with a folder).
+        """Train until ``total_steps``, SIGINT or SIGTERM. A run with a folder then writes a last checkpoint.
 
         Raises:
-            OSError, CheckpointError: the folder cannot be written, naming the file; the last checkpoint is intact.
-            ValueError: another process writes it, or the world or the numbers went wrong, naming where.
+            OSError: a file of the folder cannot be written; the message names it, and the last checkpoint is intact.
+            CheckpointError: likewise, for a checkpoint.
+            ValueError: another process trains in this folder, a world went wrong, or weights are not finite; the
+                message says where.
         """
         with stop_signals() as stop:
             if self.folder is None:
                 self._loop(stop, None, progress)
                 return
             with only_writer(self.folder):
-                if self.config.pbt_every:  # an interrupted run may have written later copies, about to be made again
+                if self.config.pbt_every:  # an interrupted run may have written copies that are now made again
                     self.pbt.write(self.folder / "lineage.csv")
                 for path in checkpoint.set_aside_after(self.folder / "checkpoints", self.env_steps):
                     self.say(f"{path}: set aside: newer than the checkpoint being resumed")
@@ -231,7 +233,7 @@ class Trainer:
         stop: list[signal.Signals],
         records: Records | None,
         progress: Progress | None,
-        report: LiveReport | None = None,
+        page: LiveReport | None = None,
     ) -> None:
         c, E = self.config, self.config.num_envs
         begun, before = time.perf_counter(), self.elapsed
@@ -251,10 +253,10 @@ class Trainer:
                     self.save_agent()
             if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
-            if report is not None and _crossed(self.env_steps, E, c.checkpoint_every):
+            if page is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save(records)
                 saved_at = self.env_steps
-                report.update()
+                page.update()
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:
@@ -266,7 +268,7 @@ class Trainer:
             records.beat("stopped" if stop else "trained", self.env_steps, self.updates, self.elapsed)
 
     def evaluate(self) -> Evaluation:
-        """Greedy episodes in worlds and with a state of their own; the training state is not touched."""
+        """Play greedy episodes in worlds and with a state of their own; the training state is not touched."""
         begun = time.perf_counter()
         c = self.config
         result = evaluate(
@@ -318,9 +320,10 @@ class Trainer:
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, records: Records | None = None) -> Path:
-        """Write a checkpoint, and before it what ``records`` hold, into the run folder.
+        """Write a checkpoint into the run folder, after the ``records`` are safe on the disk.
 
-        Raises CheckpointError; earlier checkpoints stay.
+        Raises:
+            CheckpointError: it cannot be written; earlier checkpoints stay.
         """
         if self.folder is None:
             raise ValueError("folder is None; expected a run folder to save into")
@@ -333,9 +336,12 @@ class Trainer:
         return path
 
     def save_agent(self) -> None:
-        """Write agent.ckpt into the run folder: settings and the weights that play, a hundredth of a checkpoint.
+        """Write agent.ckpt into the run folder: the settings, and the weights that evaluation plays with.
 
-        Whoever looks at a run while it trains reads this one. Raises CheckpointError; the earlier one stays.
+        It has about a hundredth of a checkpoint's size, and `townlet serve` reads it while the run trains.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier one stays.
         """
         assert self.folder is not None
         weights = {name: value.detach() for name, value in self.population.averaged.items()}
@@ -351,8 +357,8 @@ class Trainer:
         and the one before it is used. ``overrides`` may change only the settings in ``CHANGEABLE_ON_RESUME``.
 
         Raises:
-            CheckpointError: there is no run, or its checkpoints cannot be believed.
-            ValueError: an override would make it another run.
+            CheckpointError: there is no run, or no checkpoint of it is whole.
+            ValueError: ``overrides`` holds a setting that cannot change.
         """
         stopped = stopped_run(run, overrides or {}, arguments.get("say", warnings.warn))
         if stopped.tree is None:

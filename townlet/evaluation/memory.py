@@ -1,12 +1,14 @@
-"""Does a trained agent use its memory? Three measurements on the same greedy episodes, and the sentence they amount to.
+"""Does a trained agent use its memory? Measurements on the same greedy episodes, and a sentence that sums them up.
 
 Cleared: the recurrent state is zeroed every k steps, so the agent knows nothing from before.
-Swapped: every k steps it goes on with the state of another environment's episode: the statistics that it was trained
-on, the wrong content. A cleared state may fail only because the network never met zeros in the middle of an episode; a
-swapped one does not have that excuse.
-Alike: at every step it goes on with the state of the episode whose present observation is the most alike. That state is
-wrong only about what the present observation does not show; in a world that shows everything it is as good as the own.
-Influence: the norm of the gradient of Q_t, of the greedy action, over the LSTM's input x_{t-k}, relative to k = 0.
+Swapped: every k steps the agent continues with the state of another environment's episode, which has the statistics
+that the agent was trained on, but the wrong content. A cleared state may fail only because the network never met zeros
+in the middle of an episode; a swapped one does not have that excuse.
+Alike: at every step the agent continues with the state of the episode whose present observation is the most alike. That
+state is wrong only about what the present observation does not show. In a world that shows everything, it is as good as
+the agent's own.
+Influence: the norm of the gradient of Q_t, of the greedy action, with respect to the LSTM's input x_{t-k}, relative to
+k = 0.
 """
 
 from __future__ import annotations
@@ -185,8 +187,8 @@ class MemoryProbe:
         """One of
 
         off: trained and run without memory.
-        used: better than random, and worse without its state, with another episode's, and with that of the episode
-            that looks most alike.
+        used: better than random, and worse without its state, with another episode's state, and with the state of the
+            episode that looks most alike.
         guessing: its state matters, but it is not clearly better than random.
         redundant: its state matters, but tells it nothing that the present observation does not show.
         content-free: worse without a state, but another episode's does as well.

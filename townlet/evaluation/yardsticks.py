@@ -12,7 +12,7 @@ from .play import Actor
 
 def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
     """The Town's hand-written policies: name -> what ``evaluate_policy`` takes."""
-    from ..envs import scripted
+    from ..envs import TownVectorEnv, scripted
 
     policies = {
         "random": scripted.random_policy,
@@ -22,8 +22,14 @@ def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
 
     def actor(policy: scripted.Policy) -> Callable[[VectorAdapter], Actor]:
         def bind(adapter: VectorAdapter) -> Actor:
-            rng = np.random.default_rng(0)
-            return lambda obs, legal, reset: policy(scripted.view(adapter.env, legal, rng))  # type: ignore[arg-type]
+            town, rng = adapter.env, np.random.default_rng(0)
+            assert isinstance(town, TownVectorEnv)
+
+            def act(obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
+                assert legal is not None  # the Town always says
+                return policy(scripted.view(town, legal, rng))
+
+            return act
 
         return bind
 

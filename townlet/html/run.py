@@ -50,7 +50,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def try_report(folder: Path, say: Callable[[str], None]) -> None:
-    """`write_report` beside a training run, which no fault of a page may end; ``say`` hears of one."""
+    """`write_report` for a run that is training: no fault of a page may end it, so a fault goes to ``say``."""
     try:
         write_report(folder)
     except Exception as error:
@@ -58,9 +58,9 @@ def try_report(folder: Path, say: Callable[[str], None]) -> None:
 
 
 class LiveReport:
-    """`try_report` of a run that goes on.
+    """`try_report` for a run that goes on.
 
-    A page takes longer the longer the run is: the next one waits until this one's time is `SHARE` of what has passed.
+    A page takes longer the longer the run is. So the next one waits until this one's time is `SHARE` of what passed.
     """
 
     SHARE = 0.01

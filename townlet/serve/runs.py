@@ -1,4 +1,4 @@
-"""Run folders below a folder, and what one says of itself. Whatever is half-written or damaged counts as not there."""
+"""The run folders below a folder, and what each tells of its run. A half-written or damaged file counts as missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = {
     "survival.png": "image/png",
     "memory.png": "image/png",
 }
-"""What a run may hold that the page links to or shows, with its type."""
+"""The files of a run that the page links to or shows, with their types."""
 
 _DEPTH = 3  # folders between the one given and a run
 _RUNS = 1000
@@ -87,7 +87,7 @@ class Run:
         return path if name in PAGES and inside and os.path.isfile(path) else None
 
     def overview(self) -> dict[str, Any]:
-        """A line of the list: what it is, how it is, how far, how well."""
+        """A line of the list: the run's world, state, progress and score."""
         with self.lock:
             self.metrics.refresh()
             config, status, summary = self.config(), self.json("status.json"), self.json("summary.json")
@@ -114,7 +114,7 @@ class Run:
             }
 
     def _state(self, status: dict[str, Any], summary: dict[str, Any]) -> str:
-        """training, evaluating (the table at the end), finished, stopped (on purpose), ended (it did not say why)."""
+        """training, evaluating (the table at the end), finished, stopped (on purpose) or ended (nobody knows why)."""
         said = status.get("state")
         if said is None:  # a run of a Townlet that gave no sign of life
             if summary:
@@ -198,7 +198,7 @@ class Runs:
             return list(self._known.values())
 
     def named(self, name: str) -> Run | None:
-        """The listed run of that name; a name is only ever looked up, never made into a path."""
+        """The listed run of that name. The name is only looked up, never made into a path."""
         return next((run for run in self.all() if run.name == name), None)
 
 
