@@ -115,10 +115,10 @@ def test_a_file_that_cannot_be_read_is_said_by_who_must_read_it(tmp_path):
     metrics = Metrics(tmp_path / "none.csv")
     metrics.refresh()  # of a page that looks every second: an empty one
     assert metrics.steps.size == 0
-    with pytest.raises(FileNotFoundError, match="none.csv"):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         metrics.read()
     (tmp_path / "metrics.csv").unlink()
     assert Results.load(tmp_path).steps.size == 0  # a run before its first record
     (tmp_path / "metrics.csv").mkdir()
-    with pytest.raises(FileNotFoundError, match="metrics.csv"):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
         Results.load(tmp_path)
