@@ -396,7 +396,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
 
 
 def test_an_episode_is_as_long_as_in_evaluation(server, trained):
-    run = server.runs.named("hamlet")
+    run = server.runs.get("hamlet")
     server.player.start(run, member=0, memory=True, seed=0)
     version, agent = server.player._agents["hamlet"]
     config = Config(**{**agent.config.to_dict(), "eval_max_steps": 5})

@@ -68,7 +68,9 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
         conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
         return RecurrentConvQNetwork(*sizes, image, conv, **layers)
     if asked:
-        raise ValueError(f"{worlds.name}: network=conv: expected an image (a Box of three axes) in {space}")
+        raise ValueError(
+            f"network is conv; expected an image (a Box of three axes) in what {worlds.name} shows: {space}"
+        )
     return RecurrentQNetwork(*sizes, **layers)
 
 
@@ -111,8 +113,8 @@ def memory_statement(
     machine = devices.total_memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
-            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
-            f"{devices.device_name(device)} has {_bytes(machine)}; lower capacity or members"
+            f"capacity is {config.capacity}, so replay and weights need {_bytes(replay.nbytes + weights)}; expected at "
+            f"most the {_bytes(machine)} of {devices.device_name(device)} (lower capacity or members)"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

@@ -82,8 +82,9 @@ class SequentialReplayBuffer:
 
     The memory needed is logged before it is allocated; `measure` tells it beforehand.
 
-    Errors: ValueError naming the argument, also where the capacity does not hold one window per environment;
-        MemoryError with the sizes when the machine does not have that much.
+    Raises:
+        ValueError: an argument is wrong, or the capacity does not hold one window per environment; it is named.
+        MemoryError: the machine does not have that much memory; the sizes are named.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class SequentialReplayBuffer:
         stride: int | None = None,
         store_legal: bool = True,
     ) -> ReplaySize:
-        """Ring length, window slots and bytes of a buffer, without allocating it. Errors: ValueError as the class."""
+        """Ring length, window slots and bytes of a buffer, not allocated. Raises ValueError as the class does."""
         sizes = (("members", members), ("num_envs", num_envs), ("capacity", capacity), ("obs_size", obs_size))
         for name, value in (*sizes, ("n_actions", n_actions), ("hidden_size", hidden_size), ("seq_len", seq_len)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -251,7 +252,8 @@ class SequentialReplayBuffer:
             mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world
                 (NEXT_STEP autoreset; `add_final` stores what the other modes show).
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument is wrong; it is named, and nothing has been stored.
         """
         P, E = self.members, self.num_envs
         steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
@@ -279,7 +281,8 @@ class SequentialReplayBuffer:
             obs: [K, obs_size], finite, member by member. legal: [K, A] bool, or None for all legal.
             h, c: [P, E, H], the acting state *before* these observations.
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument is wrong; it is named, and nothing has been stored.
         """
         whole = self._check({"mask": ended, "h": h, "c": c}, (self.members, self.num_envs))
         which = whole["mask"].flatten().nonzero().flatten()
@@ -320,7 +323,8 @@ class SequentialReplayBuffer:
         The same stream may receive live steps later if they begin with an episode's first observation; a live episode
         that an added one interrupts loses its last transition (it is masked).
 
-        Errors: ValueError naming the argument; nothing has been stored then.
+        Raises:
+            ValueError: an argument is wrong; it is named, and nothing has been stored.
         """
         if not 0 <= member < self.members:
             raise ValueError(f"member is {member}; expected 0..{self.members - 1}")
@@ -406,13 +410,14 @@ class SequentialReplayBuffer:
         Importance weights (Schaul et al. 2016): (N * probability)**-beta over the member's N windows, divided by the
         largest in the member's batch; ones when uniform.
 
-        Errors: ValueError when a member does not hold a complete window yet (saying what is missing), or for a
-            batch_size below 1.
+        Raises:
+            ValueError: a member does not hold a complete window yet (the message says what is missing), or batch_size
+                is below 1.
         """
         return self.windows_at(devices.upload(self.draw(batch_size), self.device))
 
     def draw(self, batch_size: int) -> Tensor:
-        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Errors: as `sample`."""
+        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Raises as `sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         lacking = self.missing()
@@ -465,8 +470,9 @@ class SequentialReplayBuffer:
         A window drawn twice takes one of its values. good: a bool [] on the buffer's device; where it is False nothing
         is changed, and with it nothing is checked here, so that nobody waits for the device.
 
-        Errors: ValueError for another shape and, without `good`, for values that are not finite and non-negative
-        (naming the members); nothing has been changed then.
+        Raises:
+            ValueError: `priority` has another shape or, without `good`, holds values that are negative or not finite
+                (the members are named); nothing has been changed.
         """
         if tuple(priority.shape) != tuple(sample.slot.shape):
             raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
@@ -520,7 +526,8 @@ class SequentialReplayBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` of a buffer with the same arguments returned.
 
-        Errors: ValueError naming what is missing or differs; nothing has been changed then.
+        Raises:
+            ValueError: something is missing or differs; it is named, and nothing has been changed.
         """
         mine = self.state_dict()
         if set(state) != set(mine) or set(state["data"]) != set(self._data):

@@ -18,7 +18,7 @@ FILE = "sessions.json"
 
 
 def note_session(folder: Path, step: int) -> None:
-    """Add the present process to the sessions of the run in ``folder``; ``step``: where it goes on from."""
+    """Add the present process to the sessions of the run in ``folder``, which it continues from ``step``."""
     facts = describe()
     for package in ("numpy", "gymnasium"):
         facts[package] = importlib.metadata.version(package)

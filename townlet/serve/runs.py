@@ -197,7 +197,7 @@ class Runs:
                 self._looked = time.monotonic()
             return list(self._known.values())
 
-    def named(self, name: str) -> Run | None:
+    def get(self, name: str) -> Run | None:
         """The listed run of that name. The name is only looked up, never made into a path."""
         return next((run for run in self.all() if run.name == name), None)
 

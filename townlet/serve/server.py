@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"frames": self.server.player.next(query.get("id", ""), _integer(query, "steps", 1))})
 
     def _run(self, query: dict[str, str]) -> Run:
-        run = self.server.runs.named(query.get("run", ""))
+        run = self.server.runs.get(query.get("run", ""))
         if run is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no run {query.get('run', '')!r} here.")
         return run
