@@ -38,10 +38,11 @@ def check(trainer: Trainer) -> float:
         tuple((w.detach().double(), b.detach().double()) for w, b in layers),
         RecurrentQParams(*(None if v is None else v.detach().double() for v in actor.recurrent)),
     )
-    choice = (trainer.legal, trainer.epsilon(), torch.tensor(population.seeds), 7)
-    got = ops.act(ops.pack_actor(actor), trainer.obs, *population.state, trainer.reset, *choice)
+    rollout = trainer.rollout
+    choice = (rollout.legal, trainer.epsilon(), torch.tensor(population.seeds), 7)
+    got = ops.act(ops.pack_actor(actor), rollout.obs, *population.state, rollout.reset, *choice)
     h, c = (v.double() for v in population.state)
-    want = reference.act(exact, trainer.obs.double(), h, c, trainer.reset, *choice)
+    want = reference.act(exact, rollout.obs.double(), h, c, rollout.reset, *choice)
     worst = max(float((a - b).abs().max()) for a, b in zip(got[1:], want[1:], strict=True))
     if not worst <= TOLERANCE:
         raise WrongResult(f"act is off by {worst:.1e}; at most {TOLERANCE:.0e} is allowed")
@@ -52,13 +53,13 @@ def check(trainer: Trainer) -> float:
 
 def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
     """Part -> what to time."""
-    population, replay, worlds = trainer.population, trainer.replay, trainer.worlds
-    obs, reset, legal, over = trainer.obs, trainer.reset, trainer.legal, trainer.over
+    population, replay, rollout = trainer.population, trainer.replay, trainer.rollout
+    worlds, obs, reset, legal, over = rollout.worlds, rollout.obs, rollout.reset, rollout.legal, rollout.over
     h, c = population.state
     action = population.act(obs, reset, legal, trainer.epsilon())
-    random = itertools.cycle(np.random.default_rng(0).integers(0, trainer.worlds.n_actions, (50, worlds.num_envs)))
+    random = itertools.cycle(np.random.default_rng(0).integers(0, worlds.n_actions, (50, worlds.num_envs)))
     step = worlds.step(action.reshape(-1).numpy())
-    reward, terminated = trainer._rows(step.reward), trainer._rows(step.terminated)
+    reward, terminated = (torch.from_numpy(row).view(over.shape) for row in (step.reward, step.terminated))
     return {
         "simulator": lambda: worlds.step(next(random)),
         "act": lambda: population.act(obs, reset, legal, trainer.epsilon()),

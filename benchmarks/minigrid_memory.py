@@ -21,8 +21,8 @@ import numpy as np
 from townlet.checkpoint import CheckpointError
 from townlet.config import Config
 from townlet.evaluate import Evaluation
+from townlet.folder import write_json
 from townlet.progress import Progress
-from townlet.records import write_json
 from townlet.report import Agent
 from townlet.trainer import Trainer
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from townlet.config import Config
-from townlet.html.report import LiveReport
+from townlet.html.run import LiveReport
 from townlet.trainer import Trainer
 
 STRETCHES = 8

@@ -29,7 +29,7 @@ import numpy as np
 
 from townlet import plots
 from townlet.config import Config
-from townlet.records import write_json
+from townlet.folder import write_json
 from townlet.report import Agent, Report, Row, compare
 
 KINDS: dict[str, list[str]] = {"lstm": [], "memoryless": ["--no-memory"]}

@@ -98,7 +98,7 @@ def test_worlds_of_other_spaces_train(env_id, obs_size, n_actions):
     """Tuples of Discrete in, or combined actions out; with the last action and reward."""
     run = Trainer(clock(env=env_id, last_action=True, last_reward=True))
     run.train()
-    assert (run.worlds.obs_size, run.worlds.n_actions) == (obs_size + n_actions + 1, n_actions)
+    assert (run.rollout.worlds.obs_size, run.rollout.worlds.n_actions) == (obs_size + n_actions + 1, n_actions)
     assert run.updates == 15
     assert np.isfinite(run.evaluate().returns).all()
 

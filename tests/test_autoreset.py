@@ -187,7 +187,7 @@ def test_legal_actions_belong_to_the_observation_they_are_stored_with(mode):
 def test_last_action_and_reward_are_part_of_the_observation(mode):
     """One-hot action and raw reward of the step that led there, in final observations too; zeros where one begins."""
     run = trained(mode, last_action=True, last_reward=True, reward_scale=7.0)
-    assert [(p.path[-1:], p.start, p.size) for p in run.worlds.layout] == [
+    assert [(p.path[-1:], p.start, p.size) for p in run.rollout.worlds.layout] == [
         ((), 0, 1), (("last action",), 1, 2), (("last reward",), 3, 1),
     ]  # fmt: skip
     expected = torch.zeros(2, ROWS, 4)
@@ -213,17 +213,17 @@ def clocks(mode):
 def test_statistics_count_each_episode_once(mode):
     run = Trainer(clock(epsilon_start=0.0, epsilon_end=0.0, replay_ratio=0.0), make=clocks(mode))
     run.population.act = lambda obs, reset, legal, epsilon: (obs[..., 0] % 2).long()  # perfect: return = length
-    step, lengths = run.worlds.step, []
+    step, lengths = run.rollout.worlds.step, []
 
     def spy(action):
         out = step(action)
         lengths.extend((out.obs[out.over] if out.final_obs is None else out.final_obs)[:, 1])  # as the world says
         return out
 
-    run.worlds.step = spy
+    run.rollout.worlds.step = spy
     while run.env_steps < 160:
         run.act_step()
-    means = run.episodes.drain()
+    means = run.rollout.episodes.drain()
     assert np.array_equal(means["train_return"], means["train_length"])
     assert means["episodes"].sum() == len(lengths) > 20
     assert (means["train_length"] * means["episodes"]).sum() == sum(lengths)

@@ -17,7 +17,7 @@ from worlds import clock
 
 from townlet import checkpoint
 from townlet.checkpoint import CheckpointError
-from townlet.records import Records
+from townlet.metrics import Records
 from townlet.trainer import Trainer
 
 TREE = {

@@ -22,11 +22,11 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, ops, progress, report
+from townlet import checkpoint, doctor, ops, progress, report, text
 from townlet.cli import main
 from townlet.config import Config
-from townlet.doctor import checks
-from townlet.records import COLUMNS, Records, new_folder
+from townlet.folder import new_folder
+from townlet.metrics import COLUMNS, Records
 from townlet.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def test_runs_get_new_numbered_folders_by_themselves(tmp_path, monkeypatch):
     first = "runs/townlet-Town-v0-20300101-000000"
     assert names == [first, first + "-2", first + "-3"]
     Path("file").write_text("")
-    with pytest.raises(ValueError, match="file/x: cannot be made"):
+    with pytest.raises(ValueError, match="file/x cannot be made"):
         new_folder("file/x", "w")
 
 
@@ -170,7 +170,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
         (["train", "--env", "Nope-v0"], "Nope-v0: cannot be made"),
         (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
         (["train", "--env-args", "speed=3"], "speed"),
-        (["eval", "missing"], "missing: there is no such run folder"),
+        (["eval", "missing"], "missing does not exist; expected a run folder or a checkpoint"),
         (["watch", "."], "holds no checkpoint"),
     ],
 )
@@ -261,7 +261,7 @@ def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
     assert main(["watch", str(run[0]), "--member", "2"]) == 2
     assert main(["watch", str(run[0]), "--fps", "0"]) == 2
     err = capsys.readouterr().err
-    assert "--member 2: expected 0 to 1" in err
+    assert "member is 2; expected 0 to 1" in err
     assert "--fps is 0.0; expected a number above 0" in err
     for argv in (["eval", "x", "--episodes", "0"], ["watch", "x", "--seed", "-1"]):
         with pytest.raises(SystemExit):
@@ -402,8 +402,8 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch):
     assert len(lines) == 4
     assert lines[-2].startswith("1,000/1,000 steps (100%)")
     assert lines[-1] == "hello"
-    assert progress._clock(float("inf")) == "unknown time"
-    assert progress._clock(3725) == "1:02:05"
+    assert text.clock(float("inf")) == "unknown time"
+    assert text.clock(3725) == "1:02:05"
 
 
 def test_progress_in_a_terminal_is_a_bar(monkeypatch):

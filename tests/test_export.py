@@ -186,7 +186,7 @@ def test_the_file_says_what_its_numbers_mean(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "member", "message"),
-    [("a.bin", 0, "expected a name that ends in .pt"), ("a.pt", 2, "--member 2: expected 0 to 1")],
+    [("a.bin", 0, "expected a name that ends in .pt"), ("a.pt", 2, "member is 2; expected 0 to 1")],
 )
 def test_wrong_requests(name, member, message, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,7 @@ from worlds import SavableClock, clock
 
 from townlet import checkpoint, plots, sessions
 from townlet.cli import main
-from townlet.records import read_metrics
+from townlet.metrics import read_metrics
 from townlet.trainer import Trainer
 
 END, EVERY = 120, 40  # 30 steps of 4 environments, a checkpoint after each ten

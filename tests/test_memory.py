@@ -18,7 +18,7 @@ from worlds import tiny
 from townlet import ops, reference
 from townlet.cli import main
 from townlet.evaluate import evaluate_actor
-from townlet.memory import DisturbedActor, MemoryProbe, _WindowRecorder, influence, probe
+from townlet.evaluation.memory import DisturbedActor, MemoryProbe, _WindowRecorder, influence, probe
 from townlet.networks import RecurrentQNetwork
 from townlet.report import Agent
 
@@ -136,7 +136,7 @@ def test_several_members_share_the_episodes_and_the_interval_is_over_them() -> N
     assert alone.members == [2]
     assert np.array_equal(alone.intact[0], found.intact[2])
     assert np.array_equal(alone.influence[0], found.influence[2], equal_nan=True)
-    with pytest.raises(ValueError, match="--member 3: expected 0 to 2"):
+    with pytest.raises(ValueError, match="member is 3; expected 0 to 2"):
         probe(agent(network, params), member=3)
     with pytest.raises(ValueError, match="episodes is 1; expected at least 2"):
         probe(agent(network, params), episodes=1)
@@ -362,4 +362,4 @@ def test_the_command_writes_a_file_a_picture_and_a_sentence(tmp_path: Path, caps
     assert json.loads((folder / "memory.json").read_text()) == found
     assert {p.name for p in tmp_path.iterdir()} == {"run", "m.json", "m.png"}
     assert main(["memory", str(folder), "--member", "2"]) == 2
-    assert "--member 2: expected 0 to 1" in capsys.readouterr().err
+    assert "member is 2; expected 0 to 1" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_a_short_run_with_convolutions_and_the_last_action():
     trainer.train()
     changed = (trainer.population.online["conv.0.weight"] != before).flatten(1).any(1)
     assert changed.all()
-    assert "SymbolicObservation" in trainer.worlds.why_not_resumable
+    assert "SymbolicObservation" in trainer.rollout.worlds.why_not_resumable
 
 
 def test_the_benchmark_goes_on_where_it_was_stopped(tmp_path):

@@ -82,7 +82,7 @@ def test_nothing_is_trained_of_an_agent_that_is_gone():
     assert got["reset"][:, 0].tolist() == [True, False, False, True, True] * 2
     assert got["reset"][:, 1].tolist() == [True, False, False, False, False] * 2
     assert got["obs"][:, 1, 1].tolist() == [0, 1, 2, 3, 4] * 2
-    returns = trainer.episodes.drain()
+    returns = trainer.rollout.episodes.drain()
     assert returns["episodes"].tolist() == [4]
     assert returns["train_length"].tolist() == [3], "two steps and four, whatever waiting there was"
 
@@ -145,9 +145,7 @@ def test_action_masks_are_legal_actions(masks):
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"duel: 3 environments; expected a multiple of its 2 agents \(brief, long\)"):
         make_worlds(DUEL, 3)
-    with pytest.raises(
-        ValueError, match=r"^num_envs is 3, final_eval_episodes is 5; expected multiples of 2, the agents"
-    ):
+    with pytest.raises(ValueError, match=r"^num_envs is 3, final_eval_episodes is 5; expected multiples of 2, the"):
         Trainer(duel(members=2, num_envs=3, final_eval_episodes=5, capacity=800, learning_starts=40))
     with pytest.raises(ValueError, match=r"agents differ in their observation space \(brief: Box.*; long: Box.*4,"):
         make_worlds(DUEL, 2, fault="spaces")

@@ -126,7 +126,7 @@ def grown():
     while run.env_steps < 160:
         run.act_step()
         run.learn()
-    run.episodes.recent[:] = [2.0, 4.0, 1.0, 3.0]
+    run.rollout.episodes.recent[:] = [2.0, 4.0, 1.0, 3.0]
     return run
 
 
@@ -156,7 +156,7 @@ def check_copy():
         assert not state[2].any()
         assert was is None or torch.equal(state[[0, 1, 3]], was[[0, 1, 3]])
     assert same(replay, run.replay._data)
-    assert run.episodes.recent.tolist() == [2.0, 4.0, 4.0, 3.0]
+    assert run.rollout.episodes.recent.tolist() == [2.0, 4.0, 4.0, 3.0]
     row = run.pbt.lineage[-1]
     assert (row["member"], row["parent"], row["step"], row["event"]) == (2, 1, 160, 1)
     assert (row["score"], row["parent_score"]) == (1.0, 4.0)
@@ -169,7 +169,7 @@ def check_copy():
     assert run.population.lr.tolist() == pytest.approx(hyper["lr"].tolist())
     assert run.learner.spec.gamma.tolist() == pytest.approx(hyper["gamma"].tolist())
     # and the member acts as its parent does
-    obs = run.obs[1:2].expand(4, -1, -1)
+    obs = run.rollout.obs[1:2].expand(4, -1, -1)
     run.population.reset_state()
     action = run.population.act(obs, torch.zeros(4, 4, dtype=torch.bool), None, 0.0)
     assert torch.equal(action[2], action[1])

@@ -23,10 +23,11 @@ from townlet.cli import main
 from townlet.config import Config
 from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import mean_interval
-from townlet.html import report as report_html
-from townlet.html.charts import number
+from townlet.html import run as report_html
+from townlet.metrics import Curve
 from townlet.report import Agent
-from townlet.results import Curve, Results
+from townlet.results import Results
+from townlet.text import number
 from townlet.trainer import Trainer
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -280,10 +281,10 @@ def test_a_run_that_was_killed_or_is_damaged_can_be_looked_at(finished, tmp_path
 
 def test_what_is_no_run_folder_is_said(tmp_path, capsys):
     assert main(["report", str(tmp_path / "none")]) == 2
-    assert "none: expected a run folder, with config.yaml in it" in capsys.readouterr().err
+    assert "none is no run folder; expected one with config.yaml in it" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("- 1\n")
     assert main(["report", str(tmp_path)]) == 2
-    assert "config.yaml: expected 'setting: value' lines" in capsys.readouterr().err
+    assert "config.yaml holds list; expected 'setting: value' lines" in capsys.readouterr().err
 
 
 def test_it_is_written_at_checkpoints_and_a_fault_of_it_ends_no_run(tmp_path, monkeypatch):

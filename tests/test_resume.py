@@ -14,8 +14,8 @@ from worlds import clock, tiny
 from townlet import checkpoint
 from townlet.checkpoint import CheckpointError
 from townlet.files import only_writer
-from townlet.records import read_metrics
-from townlet.runs import read_run
+from townlet.metrics import read_metrics
+from townlet.resume import read_run
 from townlet.signals import stop_signals
 from townlet.trainer import Trainer
 
@@ -122,7 +122,7 @@ def test_resuming_in_the_middle_of_an_interval_keeps_the_records_whole(tmp_path)
 def test_a_world_that_cannot_be_saved_starts_fresh_and_says_so(tmp_path):
     first = Trainer(clock(env="Clock-v0", total_steps=120, run_dir=str(tmp_path / "run")))
     first.train()
-    cut_obs, cut_reset, steps = first.obs.clone(), first.reset.clone(), int(first.replay._count[0])
+    cut_obs, cut_reset, steps = first.rollout.obs.clone(), first.rollout.reset.clone(), int(first.replay._count[0])
     tree = read_run(checkpoint.latest(tmp_path / "run" / "checkpoints"))
     assert tree["worlds"] is None
 
@@ -144,12 +144,12 @@ def test_a_world_that_cannot_be_saved_starts_fresh_and_says_so(tmp_path):
     assert not stored["mask"].any()
     assert not stored["terminated"].any()
     assert not stored["reward"].any()
-    assert run.reset.all()
-    assert not run.over.any()
-    assert (run.obs[..., 0] == 0).all()
-    assert run.restarts == 1
+    assert run.rollout.reset.all()
+    assert not run.rollout.over.any()
+    assert (run.rollout.obs[..., 0] == 0).all()
+    assert run.rollout.restarts == 1
     fresh = Trainer(clock(env="Clock-v0"))
-    assert not torch.equal(run.obs, fresh.obs)  # other episodes than at the start of the run
+    assert not torch.equal(run.rollout.obs, fresh.rollout.obs)  # other episodes than at the start of the run
     run.train()
     again.train()
     assert same(run.state_dict(), again.state_dict())  # from a saved seed: resuming twice is the same
@@ -170,7 +170,7 @@ def test_only_some_settings_can_change(tmp_path):
     assert run.config.total_steps == 90
     assert run.config.eval_episodes == 2
     other = Trainer(clock(hidden_size=9))
-    with pytest.raises(ValueError, match="hidden_size=9: the checkpoint was made with 8"):
+    with pytest.raises(ValueError, match="hidden_size is 9; expected 8, as in the checkpoint"):
         other.load_state_dict(run.state_dict())
 
 
@@ -202,9 +202,7 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_goes_on(tmp_pa
     before, said = contents(folder), []
     again = Trainer.resume(folder, {"total_steps": 120}, say=said.append)
     assert again.env_steps == 40
-    assert (
-        f"WARNING: {newest}: is damaged (its checksum does not match); going back to the checkpoint before it" in said
-    )
+    assert f"WARNING: {newest} is damaged (its checksum does not match); going back to the checkpoint before it" in said
     assert contents(folder) == before  # nothing is changed before the training goes on
     again.config = clock(**{**again.config.to_dict(), "keep_checkpoints": 1})
     again.train()
@@ -224,7 +222,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path):
     for path in (folder / "checkpoints").iterdir():
         damage(path)
     before = contents(folder)
-    with pytest.raises(CheckpointError, match=r"080.ckpt: is damaged .*, and no earlier checkpoint is whole"):
+    with pytest.raises(CheckpointError, match=r"080.ckpt is damaged .*, and no earlier checkpoint is whole"):
         Trainer.resume(folder, say=[].append)
     newest = checkpoint.latest(folder / "checkpoints")
     with pytest.raises(CheckpointError, match="is damaged"):  # named itself, it alone counts
@@ -278,7 +276,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path):
     folder, said = tmp_path / "run", []
     Trainer(clock(total_steps=80, run_dir=str(folder)))
     again = Trainer.resume(folder, {"total_steps": 120}, say=said.append)
-    assert f"{folder}: was stopped before its first checkpoint; it begins anew" in said
+    assert f"{folder} was stopped before its first checkpoint; it begins anew" in said
     again.train()
     through = Trainer(clock(total_steps=120))
     through.train()

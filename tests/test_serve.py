@@ -28,7 +28,8 @@ from townlet.cli import main
 from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import GreedyActor
-from townlet.records import Records, process_mark, write_json
+from townlet.folder import process_mark, write_json
+from townlet.metrics import Records
 from townlet.report import Agent
 from townlet.serve import play
 from townlet.serve.runs import Runs
@@ -396,7 +397,7 @@ def test_the_episode_is_the_agents(server, trained, monkeypatch):
 
 
 def test_an_episode_is_as_long_as_in_evaluation(server, trained):
-    run = server.runs.find("hamlet")
+    run = server.runs.get("hamlet")
     server.player.start(run, member=0, memory=True, seed=0)
     version, agent = server.player._agents["hamlet"]
     config = Config(**{**agent.config.to_dict(), "eval_max_steps": 5})

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from worlds import tiny
 
-from townlet.records import process_mark, write_json
+from townlet.folder import process_mark, write_json
 from townlet.serve.runs import Runs
 from townlet.serve.server import Server
 from townlet.trainer import Trainer

@@ -18,10 +18,11 @@ from worlds import clock, tiny
 from townlet import ops
 from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
+from townlet.folder import process_mark
+from townlet.metrics import COLUMNS, read_metrics
 from townlet.ops import ActorParams
-from townlet.records import COLUMNS, process_mark, read_metrics
 from townlet.report import Agent
-from townlet.runs import read_agent
+from townlet.resume import read_agent
 from townlet.trainer import Trainer
 
 
@@ -84,7 +85,7 @@ def test_reward_scale_reaches_learning_and_not_the_records():
     sampled = [run.replay.sample(64) for run in (plain, scaled)]
     assert sampled[0].reward.abs().sum() > 0
     assert torch.equal(20.0 * sampled[0].reward, sampled[1].reward)
-    assert same(plain.episodes.state_dict(), scaled.episodes.state_dict())
+    assert same(plain.rollout.episodes.state_dict(), scaled.rollout.episodes.state_dict())
 
 
 def test_learning_starts_and_replay_ratio_are_kept_exactly():
@@ -108,7 +109,7 @@ def test_the_stored_stream_is_what_happened(config):
     """A second world, taken through the recorded actions, tells every stored number; resets and masks sit right."""
     run = Trainer(config)
     seen = {"obs": [], "h": []}
-    first = run.obs.clone()
+    first = run.rollout.obs.clone()
     add = run.replay.add
     rows = []
 
@@ -184,7 +185,7 @@ def test_members_together_follow_members_apart(prioritised):
     for p in range(3):
         apart = Trainer(tiny(members=1, gamma=config.gamma[p], lr=config.lr[p], prioritised=prioritised, seed=4 + p))
         apart.train()
-        assert torch.equal(apart.obs[0], together.obs[p])
+        assert torch.equal(apart.rollout.obs[0], together.rollout.obs[p])
         for name, value in apart.population.online.items():
             # seen: 0 to 2e-7
             assert torch.allclose(value[0], together.population.online[name][p], atol=1e-5, rtol=1e-4), name
@@ -224,7 +225,7 @@ def test_evaluation_leaves_the_training_run_alone(monkeypatch):
     assert same(*trees)
 
     def careless(network, params, worlds, episodes, seed, **options):  # the control: evaluates with the acting state
-        bad.population.act(bad.obs, bad.reset, bad.legal, torch.zeros(2, 4))
+        bad.population.act(bad.rollout.obs, bad.rollout.reset, bad.rollout.legal, torch.zeros(2, 4))
         return honest(network, params, worlds, episodes, seed, **options)
 
     honest = trainer_module.evaluate
@@ -241,13 +242,13 @@ def test_learning_leaves_the_acting_state_alone():
     while run.env_steps < 80:
         run.act_step()
     h, c = (v.clone() for v in run.population.state)
-    obs, before = run.obs.clone(), run.population.online_flat.clone()
+    obs, before = run.rollout.obs.clone(), run.population.online_flat.clone()
     run.learn()
     assert run.updates > 0
     assert not torch.equal(before, run.population.online_flat)
     assert torch.equal(run.population.state[0], h)
     assert torch.equal(run.population.state[1], c)
-    assert torch.equal(run.obs, obs)
+    assert torch.equal(run.rollout.obs, obs)
     assert h.any()
 
 
@@ -288,7 +289,7 @@ def test_bfloat16_reaches_the_update_alone(memory):
     for run in (exact, rounded):
         while run.updates_due() == 0:
             run.act_step()
-    assert torch.equal(exact.obs, rounded.obs)
+    assert torch.equal(exact.rollout.obs, rounded.rollout.obs)
     assert torch.equal(exact.population.state[0], rounded.population.state[0])
     want, got = (run.learner.update()["loss"] for run in (exact, rounded))
     assert not torch.equal(want, got)
@@ -305,7 +306,7 @@ def test_memory_is_stated_before_it_is_taken():
     assert "MiB" in lines[0]
     assert "2 x 4 streams of 99 steps" in lines[0]
     with pytest.raises(
-        ValueError, match=r"capacity is 10000000000000, for which .* GiB; expected at most .* GiB, which this"
+        ValueError, match=r"capacity is 10000000000000, so .* need .* GiB; expected at most the .* of this machine"
     ):
         Trainer(clock(capacity=10**13))
 
@@ -416,10 +417,10 @@ def test_training_statistics_count_episodes_exactly():
     run.population.act = lambda obs, reset, legal, epsilon: (obs[..., 0] % 2).long()
     while run.env_steps < 160:
         run.act_step()
-    means = run.episodes.drain()
+    means = run.rollout.episodes.drain()
     assert np.array_equal(means["train_return"], means["train_length"])
     assert (means["episodes"] > 10).all()
-    assert np.isnan(run.episodes.drain()["train_return"]).all()
+    assert np.isnan(run.rollout.episodes.drain()["train_return"]).all()
 
 
 def test_a_fault_of_the_world_stops_the_run_by_name():
@@ -453,7 +454,7 @@ def test_the_curriculum_changes_the_training_worlds_and_nothing_else():
     act_step = run.act_step
 
     def spy():
-        args = run.worlds.env.args
+        args = run.rollout.worlds.env.args
         seen.append((run.env_steps, args.size, args.depletion, run.evaluation_worlds(1).env.args.size))
         act_step()
 

@@ -9,7 +9,7 @@ import types
 import pytest
 from worlds import clock
 
-from townlet.records import read_metrics
+from townlet.metrics import read_metrics
 from townlet.trainer import Trainer
 from townlet.wandb_log import WandbLog
 

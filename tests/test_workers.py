@@ -166,7 +166,7 @@ def test_a_run_with_workers_is_that_without_also_when_it_is_resumed_with_others(
         folder = tmp_path / f"{before}"
         Trainer(clock(total_steps=80, workers=before, run_dir=str(folder))).train()
         resumed = Trainer.resume(folder, {"total_steps": 160, "workers": after})
-        assert isinstance(resumed.worlds, WorkerAdapter) == bool(after)
+        assert isinstance(resumed.rollout.worlds, WorkerAdapter) == bool(after)
         assert not isinstance(resumed.evaluation_worlds(1), WorkerAdapter)
         resumed.train()
         assert equal(weights(whole), weights(resumed))
@@ -210,7 +210,7 @@ def test_a_worker_that_dies_is_named_and_the_last_checkpoint_serves(tmp_path):
     whole.train()
     settings = {"workers": 2, "checkpoint_every": 40, "run_dir": str(tmp_path / "run")}
     trainer = Trainer(clock(**settings))
-    pids = [p.pid for p in trainer.worlds._processes]
+    pids = [p.pid for p in trainer.rollout.worlds._processes]
     learn = trainer.learn
 
     def sabotage():
@@ -267,7 +267,7 @@ def test_ctrl_c_saves_and_ends_workers_without_a_word(tmp_path):
         "from townlet.trainer import Trainer",
         "from worlds import clock",
         f"trainer = Trainer(clock(workers=2, total_steps=10**7, checkpoint_every=40, run_dir={str(run)!r}))",
-        "print(*(p.pid for p in trainer.worlds._processes), flush=True)",
+        "print(*(p.pid for p in trainer.rollout.worlds._processes), flush=True)",
         "trainer.train()",
         "print(trainer.stopped_by.name)",
     )

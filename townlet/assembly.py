@@ -74,7 +74,9 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
         conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
         return RecurrentConvQNetwork(*sizes, image, conv, **layers)
     if asked:
-        raise ValueError(f"{worlds.name}: network is conv; expected an image (a Box of three axes) in {space}")
+        raise ValueError(
+            f"network is conv; expected an image (a Box of three axes) in what {worlds.name} shows: {space}"
+        )
     return RecurrentQNetwork(*sizes, **layers)
 
 
@@ -111,18 +113,14 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwor
 def memory_statement(
     config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
 ) -> str:
-    """What is about to be allocated, in words.
-
-    Raises:
-        ValueError: the device does not have that much memory.
-    """
+    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
-    machine = devices.memory(device)
+    machine = devices.total_memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
-            f"capacity is {config.capacity}, for which replay and weights need {_bytes(replay.nbytes + weights)}; "
-            f"expected at most {_bytes(machine)}, which {devices.describe(device)} has: lower capacity or members"
+            f"capacity is {config.capacity}, so replay and weights need {_bytes(replay.nbytes + weights)}; expected at "
+            f"most the {_bytes(machine)} of {devices.device_name(device)} (lower capacity or members)"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

@@ -2,11 +2,11 @@
 
 Layout of a file: 24 bytes of header (magic, format version), the payload (``torch.save`` of plain values), 48 bytes of
 footer (payload length, SHA-256 of the payload, end magic). Reading verifies header, length and checksum first and then
-unpickles with ``weights_only=True``, so that a foreign, cut or damaged file gives an error that says which, and no file
-runs code.
+unpickles with ``weights_only=True``. So a foreign, cut or damaged file gives an error that says what is wrong with it,
+and reading a file never runs code.
 
 Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed: a reader sees the
-old checkpoint or the new one, never half of one. Older checkpoints go only after the new one is in place.
+old checkpoint or the new one, never half of one. Older checkpoints are deleted only after the new one is in place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ _MAGIC = b"TOWNLET-CHECKPOINT\r\n"  # 20 bytes; a transfer that rewrites line en
 _END = b"TOWNEND\n"
 _HEADER = struct.Struct("<20sI")
 _FOOTER = struct.Struct("<Q32s8s")
-_NAME = re.compile(r"step_(\d{12})\.ckpt")
+_NAME = re.compile(r"step_\d{12}\.ckpt")
 
 
 class CheckpointError(ValueError):
@@ -103,14 +103,14 @@ def write_file(path: str | Path, tree: dict[str, Any], *, durable: bool = True) 
             _write_stream(file, tree)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: not written ({error.strerror or error}); earlier checkpoints are untouched"
+            f"{path} was not written ({error.strerror or error}); earlier checkpoints are untouched"
         ) from error
 
 
 def _write_stream(file: BinaryIO, tree: dict[str, Any]) -> None:
     file.write(_HEADER.pack(_MAGIC, FORMAT_VERSION))
     sink = _HashingFile(file)
-    torch.save(_plain(tree), sink)  # type: ignore[arg-type]  # needs write() only
+    torch.save(_plain(tree), cast(BinaryIO, sink))  # which needs write() only
     if sink.error is not None:
         raise sink.error
     file.write(_FOOTER.pack(sink.size, sink.digest.digest(), _END))
@@ -132,12 +132,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
             raise TypeError(f"{type(tree).__name__} instead of a dictionary")
         return _restored(tree)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     except CheckpointError:
         raise
     except Exception as error:  # whatever torch's unpickler objects to: the bytes are as written, so they are not ours
         reason = str(error).partition("\n")[0][:300]
-        raise CheckpointError(f"{path}: holds something other than plain values ({reason})") from None
+        raise CheckpointError(f"{path} holds something other than plain values ({reason})") from None
 
 
 def _require_uncompressed(payload: BinaryIO, size: int) -> None:
@@ -156,19 +156,19 @@ def _verify(file: BinaryIO, path: Path) -> int:
     total = os.fstat(file.fileno()).st_size
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size and _MAGIC.startswith(header[:20]):
-        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short ({total} bytes)")
     if not header.startswith(_MAGIC):
-        raise DamagedCheckpointError(f"{path}: is not a Townlet checkpoint")
+        raise DamagedCheckpointError(f"{path} is not a Townlet checkpoint")
     _, version = _HEADER.unpack(header)
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has format version {version}; this Townlet reads version {FORMAT_VERSION}")
+        raise CheckpointError(f"{path} has format version {version}; this Townlet reads version {FORMAT_VERSION}")
     size = total - _HEADER.size - _FOOTER.size
     if size < 0:
-        raise DamagedCheckpointError(f"{path}: is cut short ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short ({total} bytes)")
     file.seek(_HEADER.size + size)
     stated, digest, end = _FOOTER.unpack(file.read(_FOOTER.size))
     if end != _END or stated != size:
-        raise DamagedCheckpointError(f"{path}: is cut short or was appended to ({total} bytes)")
+        raise DamagedCheckpointError(f"{path} is cut short or was appended to ({total} bytes)")
     file.seek(_HEADER.size)
     actual = hashlib.sha256()
     left = size
@@ -176,7 +176,7 @@ def _verify(file: BinaryIO, path: Path) -> int:
         actual.update(block)
         left -= len(block)
     if actual.digest() != digest:
-        raise DamagedCheckpointError(f"{path}: is damaged (its checksum does not match)")
+        raise DamagedCheckpointError(f"{path} is damaged (its checksum does not match)")
     return size
 
 
@@ -244,7 +244,7 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
             folder.mkdir()
             files.sync_folder(folder.parent)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror or error})") from error
+        raise CheckpointError(f"{folder} cannot be made ({error.strerror or error})") from error
     path = folder / f"step_{step:012d}.ckpt"
     write_file(path, tree)
     for old in (*_listed(folder)[:-keep], *folder.glob(".step_*.tmp")):  # the latter of a process that was killed
@@ -254,13 +254,14 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
 
 
 def set_aside_after(folder: str | Path, step: int) -> list[Path]:
-    """Rename checkpoints later than ``step`` to ``*.aside``: a run that goes on from an earlier one is not theirs.
+    """Rename checkpoints newer than ``step`` to ``*.aside``: a run that continues from ``step`` did not write them.
 
-    Returns the new names.
+    Returns:
+        The new names.
     """
     moved = []
     for path in _listed(Path(folder)):
-        if int(_NAME.fullmatch(path.name)[1]) > step:  # type: ignore[index]
+        if int(path.stem.removeprefix("step_")) > step:
             moved.append(path.rename(path.with_name(path.name + ".aside")))
     return moved
 
@@ -279,11 +280,15 @@ def latest(folder: str | Path) -> Path:
 
 
 def read_newest(folder: str | Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint in ``folder`` that is not damaged, and where it is; ``say`` hears of each damaged one.
+    """Read the newest checkpoint in ``folder`` that is not damaged; each damaged one is reported through ``say``.
+
+    Returns:
+        Where it is, and its tree.
 
     Raises:
-        CheckpointError: there is none, all are damaged, or one is whole but cannot be used (going back behind a
-            checkpoint that another version wrote, or that the disk did not give, would lose it).
+        CheckpointError: there is none, all are damaged, or one is whole but cannot be used. Then no earlier one is
+            tried: going back behind a checkpoint that another version wrote, or that the disk did not give, would lose
+            it.
     """
     damage: DamagedCheckpointError | None = None
     for path in reversed(_listed(Path(folder))):
@@ -296,7 +301,7 @@ def read_newest(folder: str | Path, say: Callable[[str], None]) -> tuple[Path, d
 
 
 def _none_in(folder: str | Path) -> CheckpointError:
-    return CheckpointError(f"{folder}: holds no checkpoint (step_*.ckpt)")
+    return CheckpointError(f"{folder} holds no checkpoint (step_*.ckpt)")
 
 
 def _listed(folder: Path) -> list[Path]:

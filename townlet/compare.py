@@ -1,8 +1,8 @@
 """Runs beside each other: their scores with intervals, the differences between them, and the settings that differ.
 
 All runs are compared by the best kind of score that every one of them has. The interval of a difference is Welch's
-(1947): over members, of which each is one independent training run, with variances of their own. From one member
-nothing follows about another seed, and then no interval is given.
+(1947): over members, each of which is one independent training run, and with a variance for each run. One member says
+nothing about other seeds, so a run with one member has no interval over members.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import mean_interval, t95
-from .html.charts import duration, number
-from .results import Curve, Results
+from .intervals import mean_interval, t95
+from .metrics import Curve
+from .results import Results
+from .text import duration, interval, number
+from .validation import PER_MEMBER
 
 _OWN = frozenset(["run_dir", "wandb"])  # settings that differ between runs without meaning
 
@@ -47,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; ``source`` says where the scores are from."""
+    """What `compare_runs` found; ``source`` says where the scores are from."""
 
     names: list[str]
     runs: list[Results]
@@ -111,18 +113,18 @@ class Comparison:
         return {**head, "runs": runs, "differences": differences, "settings": self.settings, "notes": self.notes}
 
 
-def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Compare runs; differences are of each later one to the first.
+def compare_runs(folders: Sequence[str | Path]) -> Comparison:
+    """Compare runs; each later one with the first.
 
     Raises:
         ValueError: fewer than two runs, one twice, no run folder, or a run without any score yet.
     """
     if len(folders) < 2:
-        raise ValueError(f"{len(folders)} run: expected at least two to compare")
+        raise ValueError(f"folders has length {len(folders)}; expected at least 2 runs to compare")
     seen: dict[Path, str | Path] = {}
     for folder in folders:
         if (place := Path(folder).resolve()) in seen:
-            raise ValueError(f"{folder}: is the same run as {seen[place]}")
+            raise ValueError(f"{folder} is the same run as {seen[place]}; expected each run once")
         seen[place] = folder
     runs = [Results.load(folder) for folder in folders]
     short = [run.name for run in runs]
@@ -204,7 +206,7 @@ def _notes(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
     if len(steps) > 1:
         notes.append("The runs have made different numbers of steps.")
     for run, name in zip(runs, names, strict=True):
-        varied = [k for k, v in run.config.items() if k in ("lr", "gamma", "clip_norm", "epsilon_end") and _several(v)]
+        varied = [k for k, v in run.config.items() if k in PER_MEMBER and _several(v)]
         if varied and run.members > 1:
             notes.append(f"Members of {name} differ in {', '.join(varied)}: its interval is over that too.")
         if run.config.get("pbt_every"):
@@ -212,11 +214,6 @@ def _notes(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
     if len(runs) > 2:
         notes.append("Each interval is for its own pair; of many pairs, one in twenty differs by chance.")
     return notes
-
-
-def interval(low: float, high: float) -> str:
-    """Two ends, or a dash where they are not known."""
-    return f"{number(low)} to {number(high)}" if math.isfinite(low) else "-"
 
 
 def _said(difference: Difference) -> list[str]:

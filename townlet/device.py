@@ -40,15 +40,15 @@ def missing() -> str:
     return ""
 
 
-def describe(device: torch.device) -> str:
-    """The device, for an error or a report."""
+def device_name(device: torch.device) -> str:
+    """What to call the device in an error or a report."""
     if device.type == "cpu":
         return "this machine"
     return f"{torch.cuda.get_device_name(device)} ({device})"
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of memory in all that the device has."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has, used or not."""
     if device.type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.cuda.get_device_properties(device).total_memory

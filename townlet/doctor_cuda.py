@@ -89,7 +89,8 @@ def measure(device: torch.device, out: Callable[[str], None]) -> None:
     peaks = gpu.peaks(device)
     out("")
     out(
-        f"{devices.describe(device)}: torch.mm {peaks['fp32'] / 1e12:.1f} TFLOP/s fp32, {peaks['bf16'] / 1e12:.1f} bf16"
+        f"{devices.device_name(device)}: "
+        f"torch.mm {peaks['fp32'] / 1e12:.1f} TFLOP/s fp32, {peaks['bf16'] / 1e12:.1f} bf16"
     )
     rows = [["B, S, D, H", "", "median ms", "nn.LSTM ms", "nn.LSTM / this"]]
     for shape in (Shape(16, 8, 64, 128), Shape(64, 32, 128, 256), Shape(64, 80, 256, 512)):

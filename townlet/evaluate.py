@@ -1,213 +1,28 @@
-"""Greedy evaluation in worlds of its own, with a state of its own: of the training run it reads the weights, no more.
+"""Greedy evaluation: see `townlet.evaluation.play`. Intervals: see `townlet.intervals`."""
 
-Every environment plays exactly one episode, its first, so long and short episodes count alike. All members play the
-same episodes (the same seeds), and so do the yardstick policies, which makes their results comparable pair by pair.
-"""
+from .evaluation.play import (
+    Actor,
+    Evaluation,
+    GreedyActor,
+    evaluate,
+    evaluate_actor,
+    evaluate_policy,
+    evaluation_seeds,
+    play,
+    training_seeds,
+)
+from .intervals import mean_interval, t95
 
-from __future__ import annotations
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from . import device as devices
-from . import ops
-from .envs.adapter import VectorAdapter
-from .ops import ActorParams
-
-Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
-"""(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""
-
-_STREAMS = {"validation": 0x76616C, "test": 0x746573}  # apart from each other and from the training seeds
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of P members (or 1 policy) in N episodes each."""
-
-    returns: np.ndarray  # float64 [P, N], undiscounted sum of rewards
-    lengths: np.ndarray  # int64 [P, N], steps taken
-    survival: np.ndarray | None  # float64 [P, N], ticks survived where the world says so (the Town), else None
-    cut: np.ndarray  # bool [P, N], episode stopped by max_steps of the evaluation, not by the world
-
-    @property
-    def score(self) -> np.ndarray:
-        """Survival where there is one, else the return: float64 [P, N]."""
-        return self.returns if self.survival is None else self.survival
-
-    @property
-    def score_name(self) -> str:
-        return "return" if self.survival is None else "survival"
-
-
-def evaluation_seeds(seed: int, episodes: int, stream: str = "validation") -> list[int]:
-    """Seeds of evaluation episodes: a function of ``seed`` alone, in streams that training never draws from."""
-    words = np.random.SeedSequence([_STREAMS[stream], seed]).generate_state(episodes, np.uint64)
-    return [int(w >> np.uint64(1)) for w in words]
-
-
-def training_seeds(member_seed: int, num_envs: int, restart: int = 0) -> list[int]:
-    """Seeds of a member's training environments; ``restart`` > 0 gives the fresh episodes of a resumed run."""
-    tails = [[e] if restart == 0 else [e, restart] for e in range(num_envs)]
-    return [
-        int(np.random.SeedSequence([member_seed, *t]).generate_state(1, np.uint64)[0] >> np.uint64(1)) for t in tails
-    ]
-
-
-@torch.no_grad()
-def evaluate(
-    network: Any,
-    params: dict[str, Tensor],
-    worlds: Callable[[int], VectorAdapter],
-    episodes: int,
-    seed: int,
-    *,
-    memory: bool = True,
-    max_steps: int = 10_000,
-    stream: str = "validation",
-) -> Evaluation:
-    """Greedy episodes of every member.
-
-    Args:
-        network, params: the network and its parameters with a leading member axis P; only read.
-        worlds: makes a given number of environments; they are closed afterwards.
-        episodes: N, per member.
-        seed: of the episodes.
-        memory: False zeroes the recurrent state before every step (the same agent without memory).
-        max_steps: episodes still running then are cut and counted as they are.
-    """
-    actor = GreedyActor(network, params, episodes, memory=memory)
-    return evaluate_actor(actor, worlds, seed, max_steps=max_steps, stream=stream)
-
-
-def evaluate_actor(
-    actor: GreedyActor,
-    worlds: Callable[[int], VectorAdapter],
-    seed: int,
-    *,
-    max_steps: int = 10_000,
-    stream: str = "validation",
-) -> Evaluation:
-    """The same episodes played by ``actor``, as many per member as it has environments."""
-    seeds = evaluation_seeds(seed, actor.num_envs, stream) * actor.members
-    adapter = worlds(len(seeds))
-    try:
-        result = play(actor, adapter, seeds, max_steps=max_steps)
-    finally:
-        adapter.close()
-    return _reshaped(result, actor.members)
-
-
-def evaluate_policy(
-    policy: Callable[[VectorAdapter], Actor],
-    worlds: Callable[[int], VectorAdapter],
-    episodes: int,
-    seed: int,
-    *,
-    max_steps: int = 10_000,
-    stream: str = "validation",
-) -> Evaluation:
-    """The same episodes played by a hand-written policy; ``policy(adapter)`` gives the actor. Results have P = 1."""
-    adapter = worlds(episodes)
-    try:
-        return play(policy(adapter), adapter, evaluation_seeds(seed, episodes, stream), max_steps=max_steps)
-    finally:
-        adapter.close()
-
-
-class GreedyActor:
-    """Greedy actions of P members in N environments each, rows ordered member by member, with a state of its own."""
-
-    def __init__(self, network: Any, params: dict[str, Tensor], num_envs: int, *, memory: bool = True) -> None:
-        self.network, self.memory = network, memory
-        self.params = {k: v.detach() for k, v in params.items()}
-        layers = network.layers(self.params)
-        self.encodes = layers is not None
-        self.packed = ops.pack_actor(ActorParams(layers or (), network.recurrent(self.params)))
-        self.members, self.num_envs = next(iter(params.values())).shape[0], num_envs
-        self.device = next(iter(params.values())).device
-        self.h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
-        self.c = torch.zeros_like(self.h)
-
-    def step(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
-        """Q-values and greedy actions for observations [P*N, obs_size]; advances the state once."""
-        out = self.peek(obs, legal, reset)
-        self.h, self.c = out.h, out.c
-        return out
-
-    @torch.no_grad()
-    def peek(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
-        """What `step` would return; the state stays where it is."""
-
-        def rows(array: np.ndarray, *rest: int) -> Tensor:
-            tensor = torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
-            return devices.upload(tensor, self.device)
-
-        x, first = rows(obs, -1), rows(reset)
-        return ops.act(
-            self.packed,
-            x if self.encodes else self.network.encode(self.params, x),
-            self.h,
-            self.c,
-            first if self.memory else torch.ones_like(first),
-            None if legal is None else rows(legal, -1),
-        )
-
-    def __call__(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
-        return self.step(obs, legal, reset).action.flatten().cpu().numpy()
-
-
-def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:
-    """One episode per environment -> arrays of shape [1, N].
-
-    An environment whose episode is over plays on, uncounted, until all are; ``reset`` tells the actor of its new ones.
-    """
-    n = adapter.num_envs
-    obs, legal = adapter.reset(seeds)
-    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
-    survival: np.ndarray | None = None
-    alive, reset = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
-    for _ in range(max_steps):
-        step = adapter.step(actor(obs, legal, reset))
-        returns += np.where(alive, step.reward, 0.0)
-        lengths += alive
-        if step.survival is not None:
-            survival = np.where(alive, step.survival, 0.0 if survival is None else survival)
-        alive &= ~step.over
-        if not alive.any():
-            break
-        obs, legal, reset = step.obs, step.legal, step.first
-    return Evaluation(returns[None], lengths[None], None if survival is None else survival[None], alive[None].copy())
-
-
-def _reshaped(e: Evaluation, members: int) -> Evaluation:
-    def rows(a: np.ndarray) -> np.ndarray:
-        return a.reshape(members, -1)
-
-    return Evaluation(rows(e.returns), rows(e.lengths), None if e.survival is None else rows(e.survival), rows(e.cut))
-
-
-# ---- intervals ------------------------------------------------------------------------------------------------------
-
-# Two-sided 95% quantiles of Student's t for 1..30 degrees of freedom; the normal's from there on.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
-
-
-def t95(n: int) -> float:
-    """Two-sided 95% quantile of Student's t for the mean of ``n`` values; NaN below two."""
-    return math.nan if n < 2 else _T95[n - 2] if n - 1 <= len(_T95) else 1.96
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of its 95% interval (Student's t) over independent values; NaN width for a single value."""
-    values = np.asarray(values, dtype=np.float64).ravel()
-    n = values.size
-    if n < 2:
-        return float(values.mean()), math.nan
-    return float(values.mean()), float(t95(n) * values.std(ddof=1) / math.sqrt(n))
+__all__ = [
+    "Actor",
+    "Evaluation",
+    "GreedyActor",
+    "evaluate",
+    "evaluate_actor",
+    "evaluate_policy",
+    "evaluation_seeds",
+    "mean_interval",
+    "play",
+    "t95",
+    "training_seeds",
+]

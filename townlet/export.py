@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .evaluation.agent import Agent
 from .files import replacing
 from .networks import Params, RecurrentNetwork
-from .report import Agent
 
 METADATA = "townlet.json"
 """Name of the metadata in a TorchScript file (``_extra_files``); in ONNX its key is "townlet"."""
@@ -90,7 +90,7 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
     return layer
 
 
-def describe(agent: Agent, member: int) -> dict[str, Any]:
+def metadata(agent: Agent, member: int) -> dict[str, Any]:
     """The metadata: what goes in, what comes out, and where the weights come from."""
     worlds = agent.worlds(1)
     _, legal = worlds.reset([0] * worlds.num_envs)  # several agents: an environment each
@@ -119,9 +119,9 @@ def describe(agent: Agent, member: int) -> dict[str, Any]:
 
 
 def acting_network(agent: Agent, member: int = 0) -> ActingNetwork:
-    """The module of one member. Raises ValueError for a member that there is not."""
+    """The module of one member. Raises ValueError for a number that no member has."""
     params = agent.member(member)
-    text = json.dumps(describe(agent, member))
+    text = json.dumps(metadata(agent, member))
     return ActingNetwork(agent.network, params, memory=agent.config.memory, metadata=text).eval()
 
 
@@ -129,11 +129,12 @@ def export(agent: Agent, path: str | Path, member: int = 0) -> None:
     """Write one member's acting network to ``path``: TorchScript for `.pt`, ONNX for `.onnx`, in one move.
 
     Raises:
-        ValueError: another ending, a member that there is not, or the packages that ONNX needs are not installed.
+        ValueError: ``path`` has another ending, no member has that number, or the packages that ONNX needs are not
+            installed.
     """
     path = Path(path)
     if path.suffix not in (".pt", ".onnx"):
-        raise ValueError(f"{path}: expected a name that ends in .pt (TorchScript) or .onnx")
+        raise ValueError(f"path is {path}; expected a name that ends in .pt (TorchScript) or .onnx")
     network = acting_network(agent, member)
     with warnings.catch_warnings():
         # of TorchScript's end of development, and of sizes read while tracing, which are the network's own and not N

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _locked: set[int] = set()  # descriptors of the folders that this process holds
 
@@ -57,6 +58,22 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Ite
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, open for reading. Raises OSError for what is no regular file: reading from a pipe would never end."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return open(path, "rb")
+
+
+def read_small(path: Path, largest: int) -> bytes:
+    """All of a regular file. Raises OSError, and ValueError where it has more than ``largest`` bytes."""
+    with open_regular(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"{path} has more than {largest} bytes; expected a small file")
+    return data
 
 
 def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Truncation selection: each member of the lowest fraction takes over weights, target weights and optimiser moments of
 one drawn from the highest fraction (exploit), and its hyper-parameters, each multiplied by a factor or drawn anew
-(explore). What replay holds stays the member's own: it learned off-policy from old weights before, and does so now. The
+(explore). A member keeps its own replay: it learned off-policy from what older weights did before, and still does. The
 recurrent state it acts with becomes zero, since the new weights cannot read what the old ones wrote.
 
 The draws of an event depend on the seed and the event's number alone, so that a resumed run repeats them.
@@ -22,7 +22,7 @@ from .files import replacing
 _STREAM = 0x706274  # apart from what members and worlds draw from
 
 _UPPER = {"gamma": 1.0, "epsilon_end": 1.0}
-"""Hyper-parameters that end somewhere; the others are any positive number."""
+"""Upper bounds of the hyper-parameters that have one; the others may be any positive number."""
 
 
 class PopulationBasedTraining:

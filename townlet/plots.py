@@ -13,16 +13,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from .evaluate import mean_interval
 from .files import replacing
-from .records import read_metrics
+from .intervals import mean_interval
+from .metrics import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .memory import MemoryProbe
-    from .report import Report
-    from .results import Curve
+    from .evaluation.memory import MemoryProbe
+    from .evaluation.table import Report
+    from .metrics import Curve
 
 # Okabe & Ito's palette, told apart by people with any colour vision.
 _COLOURS = {
@@ -118,7 +118,7 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
     _save(figure, path)
 
 
-def memory(probe: MemoryProbe, path: str | Path) -> None:
+def memory_use(probe: MemoryProbe, path: str | Path) -> None:
     """memory.png: left, the score with the state cleared or swapped every k steps; right, how far back Q looks."""
     figure, (scores, lags) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=(1.25, 1), layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(probe.sentence, 150)), fontsize=10, x=0.01, ha="left")

@@ -11,9 +11,11 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from .evaluate import Evaluation, mean_interval
-from .records import EpisodeStatistics
+from .evaluation.play import Evaluation
+from .intervals import mean_interval
 from .spreads import named
+from .statistics import EpisodeStatistics
+from .text import clock
 
 
 class Progress:
@@ -58,7 +60,7 @@ class Progress:
             self.bar.update(steps - self.bar.n)
             return
         left = (self.total - steps) / rate if rate > 0 else float("inf")
-        self.say(f"{steps:,}/{self.total:,} steps ({100 * steps / self.total:.0f}%), {text}, {_clock(left)} left")
+        self.say(f"{steps:,}/{self.total:,} steps ({100 * steps / self.total:.0f}%), {text}, {clock(left)} left")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
@@ -92,11 +94,3 @@ def score_text(episodes: EpisodeStatistics, evaluation: Evaluation | None, hyper
 def _mean_text(values: np.ndarray) -> str:
     mean, half = mean_interval(values[~np.isnan(values)])
     return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
-
-
-def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown time"
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -129,9 +129,9 @@ class SequentialReplayBuffer:
         self._loops: Any = compiled if self.device.type == "cpu" else reference
 
         what = f"replay: {members} x {num_envs} streams of {self.ring} steps, {size.nbytes / 2**20:,.1f} MiB"
-        memory = devices.memory(self.device)
+        memory = devices.total_memory(self.device)
         if size.nbytes > memory:
-            where = devices.describe(self.device)
+            where = devices.device_name(self.device)
             raise MemoryError(f"{what}; {where} has {memory / 2**20:,.1f} MiB: lower capacity")
         log.info(what)
         streams, steps, states = members * num_envs, members * num_envs * self.ring, members * size.windows

@@ -1,4 +1,4 @@
-"""The members' hyper-parameters, and what schedules make of them at a step.
+"""The members' hyper-parameters, and the values that schedules give them at a step.
 
 Schedules are functions of the step count alone; the hyper-parameters change only where training says so (pbt.py).
 """
@@ -17,7 +17,7 @@ from .population import VectorizedPopulation
 
 
 def lr_factor(c: Config, env_steps: int) -> float:
-    """What the decay makes of a learning rate by this step."""
+    """The factor that the decay puts on a learning rate at this step."""
     done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
     return c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
 
@@ -69,7 +69,7 @@ class Schedules:
         population.lr.copy_(devices.upload(lr, population.device))
 
     def apply(self, population: VectorizedPopulation, env_steps: int) -> None:
-        """Hand changed ``hyper`` to the population, into its tensors: a recorded graph knows no others."""
+        """Copy changed ``hyper`` into the population's own tensors, the only ones that a recorded graph reads."""
         population.gamma.copy_(torch.from_numpy(self.hyper["gamma"]))
         assert population.clip_norm is not None
         population.clip_norm.copy_(torch.from_numpy(self.hyper["clip_norm"]))

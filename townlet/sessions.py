@@ -1,4 +1,4 @@
-"""sessions.json of a run folder: on which machine, with which versions and by which command each part was made."""
+"""sessions.json of a run folder: the machine, the versions and the command that made each part of the run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ._build import describe
-from .records import write_json
+from .folder import write_json
 
 FILE = "sessions.json"
 
 
 def note_session(folder: Path, step: int) -> None:
-    """Add the present process to the sessions of the run in ``folder``; ``step``: where it goes on from."""
+    """Add the present process to the sessions of the run in ``folder``, which it continues from ``step``."""
     facts = describe()
     for package in ("numpy", "gymnasium"):
         facts[package] = importlib.metadata.version(package)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .envs.town.args import TownArgs
 from .envs.town.render import ARROWS
 from .envs.town.rules import ACTIONS, BUILDINGS
-from .evaluate import GreedyActor
+from .evaluation.play import GreedyActor
 from .networks import RecurrentNetwork
 
 UNSEEN, EMPTY, SOMETHING, OFF_GRID = -1, -2, -3, -4

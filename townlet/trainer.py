@@ -1,8 +1,9 @@
 """The training loop: act in all worlds at once, store, learn; now and then evaluate, record, checkpoint.
 
-One iteration is one step of all P * E environments. Steps are counted per member, so an iteration adds E. Everything
-that decides what happens next (weights, replay, random counters, worlds, carried state, counters) is in ``state_dict``;
-schedules are functions of the step count. That is why a resumed run repeats the uninterrupted one bit for bit.
+One iteration is one step of all P * E environments; the `Rollout` acts and stores. Steps are counted per member, so an
+iteration adds E. Everything that decides what happens next (weights, replay, random counters, worlds, carried state,
+counters) is in ``state_dict``, and schedules are functions of the step count. That is why a resumed run repeats the
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, runs
+from . import checkpoint
 from . import device as devices
-from .assembly import build_network, check_agents, memory_statement, open_worlds, replay_sizes, td_spec
+from .assembly import build_network, memory_statement, open_worlds, replay_sizes, td_spec
 from .config import Config
 from .envs.adapter import VectorAdapter
 from .envs.make import make_worlds
-from .evaluate import Evaluation, evaluate, training_seeds
+from .evaluation.play import Evaluation, evaluate
 from .files import only_writer
-from .html.report import LiveReport
+from .folder import new_folder
+from .html.run import LiveReport
 from .learner import Learner
+from .metrics import Records
 from .pbt import PopulationBasedTraining
 from .population import VectorizedPopulation
 from .progress import Progress, score_text
-from .records import EpisodeStatistics, Means, Records, new_folder
 from .replay import SequentialReplayBuffer
+from .resume import CHANGEABLE_ON_RESUME, stopped_run
+from .rollout import Rollout
 from .schedules import Schedules
 from .sessions import note_session
 from .signals import stop_signals
+from .statistics import Means
 from .wandb_log import WandbLog, require_wandb
-
-_PHASES = ("act", "env", "replay", "update", "eval")
 
 
 class Trainer:
@@ -48,16 +51,16 @@ class Trainer:
 
     Args:
         config: the settings.
-        record: write a run folder (config.yaml, metrics, events, checkpoints): a new one at ``config.run_dir``, or
-            under runs/. None: only when ``config.run_dir`` is given.
-        folder: an existing run folder to go on writing to (``resume`` uses it).
+        record: whether to write a new run folder (config.yaml, metrics, events, checkpoints), at ``config.run_dir`` or
+            under runs/. None writes one only where ``config.run_dir`` is given.
+        folder: an existing run folder to continue (``resume`` uses it).
         td_unroll: the fused operator, None for `ops.td_unroll`; tests pass broken twins.
         make: opens worlds, ``make(env_id, n, **args)``.
-        say: receives lines meant for a person (memory, what resuming does).
+        say: receives lines meant for a person, such as how much memory the run takes.
 
-    Attributes: ``env_steps`` and ``updates`` (per member), ``population``, ``replay``, ``learner``, ``worlds``,
-    ``seconds`` (wall clock per phase: act, env, replay, update, eval), ``evaluations`` (step, Evaluation; the latest
-    hundred), ``stopped_by`` (signal that ended ``train``, or None).
+    Attributes: ``env_steps`` and ``updates`` (per member), ``rollout`` (the worlds and the episodes that run in them),
+    ``population``, ``replay``, ``learner``, ``seconds`` (wall clock per phase: act, env, replay, update, eval),
+    ``evaluations`` (step, Evaluation; the latest hundred), ``stopped_by`` (the signal that ended ``train``, or None).
 
     Raises:
         ValueError: a world or setting is not supported, or the memory needed exceeds the machine's.
@@ -78,14 +81,12 @@ class Trainer:
             torch.set_num_threads(config.threads)
         P, E = config.members, config.num_envs
         device = devices.resolve(config.device)
-        self.stage = 0  # of the curriculum
-        self.worlds = self._training_worlds()
-        check_agents(config, self.worlds)
-        self.network = build_network(config, self.worlds)
-        obs, legal = self.worlds.reset([s for p in range(P) for s in training_seeds(config.seed + p, E)])
-        sizes = replay_sizes(config, self.worlds, self.network, legal is not None)
+        self.rollout = Rollout(config, make=make)
+        worlds = self.rollout.worlds
+        self.network = build_network(config, worlds)
+        sizes = replay_sizes(config, worlds, self.network, self.rollout.legal is not None)
         say(memory_statement(config, sizes, self.network, device))
-        for notice in self.worlds.notices:
+        for notice in worlds.notices:
             say(notice)
         seeds = [config.seed + p for p in range(P)]
         self.population = VectorizedPopulation(
@@ -116,13 +117,9 @@ class Trainer:
             td_unroll=td_unroll,
             graph=config.cuda_graph and device.type == "cuda",
         )
-        self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
-        self.reset = torch.ones(P, E, dtype=torch.bool)  # obs is the first of an episode
-        self.over = torch.zeros(P, E, dtype=torch.bool)  # obs is the last of an episode: the coming step only resets
-        self.env_steps = self.restarts = 0
-        self.episodes = EpisodeStatistics(P, E)
-        self.seconds = dict.fromkeys(_PHASES, 0.0)
+        self.env_steps = 0
         self.elapsed = 0.0
+        self._seconds = {"update": 0.0, "eval": 0.0}
         self.evaluations: deque[tuple[int, Evaluation]] = deque(maxlen=100)
         self.stopped_by: signal.Signals | None = None
         self._learned = Means()
@@ -136,15 +133,6 @@ class Trainer:
             resample=config.pbt_resample,
         )
         self.folder = self._open_folder(folder, config.run_dir is not None if record is None else record)
-
-    def _rows(self, array: np.ndarray) -> Tensor:
-        """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
-        return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])
-
-    def _training_worlds(self) -> VectorAdapter:
-        """The worlds of the present stage."""
-        c = self.config
-        return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make, workers=c.workers)
 
     def _open_folder(self, folder: str | Path | None, record: bool) -> Path | None:
         if self.config.wandb is not None:
@@ -166,6 +154,11 @@ class Trainer:
         """Updates made so far; every member takes part in each."""
         return self.learner.updates
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall clock spent so far, by phase."""
+        return {**self.rollout.seconds, **self._seconds}
+
     # ---- one iteration ----------------------------------------------------------------------------------------------
 
     def epsilon(self) -> Tensor:
@@ -174,29 +167,7 @@ class Trainer:
 
     def act_step(self) -> None:
         """One step of every environment, stored with the state that came before its observation."""
-        clock = time.perf_counter
-        t0 = clock()
-        h, c = self.population.state
-        action = self.population.act(self.obs, self.reset, self.legal, self.epsilon())
-        t1 = clock()
-        step = self.worlds.step(action.reshape(-1).cpu().numpy())
-        t2 = clock()
-        reward = self._rows(step.reward)
-        if self.config.reward_scale != 1.0:
-            reward = reward * self.config.reward_scale
-        self.replay.add(self.obs, self.reset, self.legal, h, c, action, reward, self._rows(step.terminated), ~self.over)
-        if step.final_obs is not None:
-            self.replay.add_final(self._rows(step.over), step.final_obs, step.final_legal, *self.population.state)
-        self.episodes.add(step)
-        self.obs, self.legal = self._rows(step.obs), None if step.legal is None else self._rows(step.legal)
-        unreal = step.over & ~step.first  # the coming step only resets, or nobody takes it
-        unreal = unreal if step.idle is None else unreal | step.idle
-        self.reset, self.over = self._rows(step.first), self._rows(unreal)
-        self.env_steps += self.config.num_envs
-        t3 = clock()
-        self.seconds["act"] += t1 - t0
-        self.seconds["env"] += t2 - t1
-        self.seconds["replay"] += t3 - t2
+        self.env_steps += self.rollout.step(self.population, self.replay, self.epsilon())
 
     def updates_due(self) -> int:
         """Updates per member that the steps taken so far pay for."""
@@ -204,27 +175,27 @@ class Trainer:
         return max(0, int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update))
 
     def learn(self) -> None:
-        """The updates that are due."""
+        """Make the updates that are due."""
         begun = time.perf_counter()
         if self.config.lr_decay_steps:
             self.schedules.set_lr(self.population, self.env_steps)
         while self.updates < self.updates_due():
             self._learned.add(self.learner.update())
-        self.seconds["update"] += time.perf_counter() - begun
+        self._seconds["update"] += time.perf_counter() - begun
 
     def _exploit_and_explore(self) -> None:
-        """The event of population based training that is due at this step, if any."""
+        """Run the event of population based training that is due at this step, if there is one."""
         c = self.config
         if not (self.updates and _crossed(self.env_steps, c.num_envs, c.pbt_every)):
             return
-        scores = self.episodes.recent
+        scores = self.rollout.episodes.recent
         if c.pbt_score == "eval":
             fresh = self.evaluations and self.evaluations[-1][0] == self.env_steps
             scores = (self.evaluations[-1][1] if fresh else self.evaluate()).score.mean(axis=1)
         members, parents = self.pbt.step(self.env_steps // c.pbt_every, self.env_steps, scores, self.schedules.hyper)
         if members:
             self.population.copy_members(members, parents)
-            self.episodes.recent[members] = self.episodes.recent[parents]
+            self.rollout.episodes.recent[members] = self.rollout.episodes.recent[parents]
             self.schedules.apply(self.population, self.env_steps)
             copies = ", ".join(f"{p} -> {m}" for m, p in zip(members, parents, strict=True))
             self.say(f"step {self.env_steps:,}: members copied: {copies}")
@@ -234,21 +205,23 @@ class Trainer:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None = None) -> None:
-        """Run until ``total_steps``, SIGINT or SIGTERM; either way it ends with a checkpoint (with a folder).
+        """Train until ``total_steps``, SIGINT or SIGTERM. A run with a folder then writes a last checkpoint.
 
         Raises:
-            OSError, CheckpointError: the folder cannot be written, naming the file; the last checkpoint is intact.
-            ValueError: another process writes it, or the world or the numbers went wrong, naming where.
+            OSError: a file of the folder cannot be written; the message names it, and the last checkpoint is intact.
+            CheckpointError: likewise, for a checkpoint.
+            ValueError: another process trains in this folder, a world went wrong, or weights are not finite; the
+                message says where.
         """
         with stop_signals() as stop:
             if self.folder is None:
                 self._loop(stop, None, progress)
                 return
             with only_writer(self.folder):
-                if self.config.pbt_every:  # an interrupted run may have written later copies, about to be made again
+                if self.config.pbt_every:  # an interrupted run may have written copies that are now made again
                     self.pbt.write(self.folder / "lineage.csv")
                 for path in checkpoint.set_aside_after(self.folder / "checkpoints", self.env_steps):
-                    self.say(f"{path}: is what this run left for an earlier checkpoint")
+                    self.say(f"{path}: set aside: newer than the checkpoint being resumed")
                 self.config.to_yaml(self.folder / "config.yaml")
                 note_session(self.folder, self.env_steps)
                 project = self.config.wandb
@@ -261,13 +234,15 @@ class Trainer:
         stop: list[signal.Signals],
         records: Records | None,
         progress: Progress | None,
-        report: LiveReport | None = None,
+        page: LiveReport | None = None,
     ) -> None:
         c, E = self.config, self.config.num_envs
         begun, before = time.perf_counter(), self.elapsed
         saved_at = -1
         while self.env_steps < c.total_steps and not stop:
-            self._enter_stage()
+            if self.rollout.enter_stage(self.env_steps, self.population, self.replay):
+                stage = f"stage {self.rollout.stage + 1} of {len(c.stages)}"
+                self.say(f"{stage} at step {self.env_steps:,}")
             self._exploit_and_explore()
             self.act_step()
             self.learn()
@@ -279,10 +254,10 @@ class Trainer:
                     self.save_agent()
             if evaluated or _crossed(self.env_steps, E, c.log_every) or self.env_steps >= c.total_steps:
                 self._record(records)
-            if report is not None and _crossed(self.env_steps, E, c.checkpoint_every):
+            if page is not None and _crossed(self.env_steps, E, c.checkpoint_every):
                 self.save(records)
                 saved_at = self.env_steps
-                report.update()
+                page.update()
             if records is not None:
                 records.beat("training", self.env_steps, self.updates, self.elapsed)
             if progress is not None:
@@ -294,7 +269,7 @@ class Trainer:
             records.beat("stopped" if stop else "trained", self.env_steps, self.updates, self.elapsed)
 
     def evaluate(self) -> Evaluation:
-        """Greedy episodes in worlds and with a state of their own; the training state is not touched."""
+        """Play greedy episodes in worlds and with a state of their own; the training state is not touched."""
         begun = time.perf_counter()
         c = self.config
         result = evaluate(
@@ -307,7 +282,7 @@ class Trainer:
             max_steps=c.eval_max_steps,
         )
         self.evaluations.append((self.env_steps, result))
-        self.seconds["eval"] += time.perf_counter() - begun
+        self._seconds["eval"] += time.perf_counter() - begun
         return result
 
     def evaluation_worlds(self, n: int) -> VectorAdapter:
@@ -326,7 +301,7 @@ class Trainer:
         common["replay_fill"] = len(self.replay) / (self.replay.ring * self.config.num_envs)
         columns: dict[str, np.ndarray] = {"epsilon": self.epsilon().mean(dim=1).numpy(), **self.schedules.hyper}
         columns["lr_now"] = self.population.lr.cpu().numpy()
-        columns |= self.episodes.drain() | self._learned.drain()
+        columns |= self.rollout.episodes.drain() | self._learned.drain()
         columns |= {name: value.cpu().numpy() for name, value in self.population.acting_metrics().items()}
         if self.evaluations and self.evaluations[-1][0] == self.env_steps:
             result = self.evaluations[-1][1]
@@ -341,14 +316,15 @@ class Trainer:
 
     def _score_text(self) -> str:
         evaluation = self.evaluations[-1][1] if self.evaluations else None
-        return score_text(self.episodes, evaluation, self.schedules.hyper)
+        return score_text(self.rollout.episodes, evaluation, self.schedules.hyper)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, records: Records | None = None) -> Path:
-        """Write a checkpoint, and before it what ``records`` hold, into the run folder.
+        """Write a checkpoint into the run folder, after the ``records`` are safe on the disk.
 
-        Raises CheckpointError; earlier checkpoints stay.
+        Raises:
+            CheckpointError: it cannot be written; earlier checkpoints stay.
         """
         if self.folder is None:
             raise ValueError("folder is None; expected a run folder to save into")
@@ -361,9 +337,12 @@ class Trainer:
         return path
 
     def save_agent(self) -> None:
-        """Write agent.ckpt into the run folder: settings and the weights that play, a hundredth of a checkpoint.
+        """Write agent.ckpt into the run folder: the settings, and the weights that evaluation plays with.
 
-        Whoever looks at a run while it trains reads this one. Raises CheckpointError; the earlier one stays.
+        It has about a hundredth of a checkpoint's size, and `townlet serve` reads it while the run trains.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier one stays.
         """
         assert self.folder is not None
         weights = {name: value.detach() for name, value in self.population.averaged.items()}
@@ -375,21 +354,21 @@ class Trainer:
     def resume(cls, run: str | Path, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
         """Continue the run in folder ``run`` (or from one of its checkpoint files) as if it had never stopped.
 
-        A run that was killed before its first checkpoint begins anew; from a damaged checkpoint ``say`` hears of, it is
-        the one before that it goes on from. ``overrides`` may change the settings in ``CHANGEABLE_ON_RESUME`` only.
+        A run that was killed before its first checkpoint begins anew. A damaged checkpoint is reported through ``say``,
+        and the one before it is used. ``overrides`` may change only the settings in ``CHANGEABLE_ON_RESUME``.
 
         Raises:
-            CheckpointError: there is no run, or its checkpoints cannot be believed.
-            ValueError: an override would make it another run.
+            CheckpointError: there is no run, or no checkpoint of it is whole.
+            ValueError: ``overrides`` holds a setting that cannot change.
         """
-        stopped = runs.find(run, overrides or {}, arguments.get("say", warnings.warn))
+        stopped = stopped_run(run, overrides or {}, arguments.get("say", warnings.warn))
         if stopped.tree is None:
             return cls(stopped.config, folder=stopped.folder, **arguments)
         trainer = cls(stopped.config, folder=stopped.folder, **arguments)
         try:
             trainer.load_state_dict(stopped.tree)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-            what = f"{stopped.source}: does not hold what this run needs ({error!r})"  # though its checksum is right
+            what = f"{stopped.source} does not hold what this run needs ({error!r})"  # though its checksum is right
             raise checkpoint.CheckpointError(what) from error
         return trainer
 
@@ -399,19 +378,12 @@ class Trainer:
             "kind": "townlet-run",
             "config": self.config.to_dict(),
             "env_steps": self.env_steps,
-            "restarts": self.restarts,
-            "stage": self.stage,
             "elapsed": self.elapsed,
-            "seconds": dict(self.seconds),
             "population": self.population.state_dict(),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
-            "worlds": self.worlds.get_state() if self.worlds.resumable else None,
-            "obs": self.obs.clone(),
-            "legal": None if self.legal is None else self.legal.clone(),
-            "reset": self.reset.clone(),
-            "over": self.over.clone(),
-            "episodes": self.episodes.state_dict(),
+            **self.rollout.state_dict(),
+            "seconds": self.seconds,
             "hyper": self.schedules.state_dict(),
             "pbt": self.pbt.state_dict(),
             "learned": self._learned.state_dict(),
@@ -421,67 +393,25 @@ class Trainer:
         """Take over what ``state_dict`` returned, from a run with the same settings (but for CHANGEABLE_ON_RESUME)."""
         mine = self.config.to_dict()
         for name, value in tree["config"].items():
-            if name not in runs.CHANGEABLE_ON_RESUME and mine.get(name) != value:
-                raise ValueError(f"{name}={mine.get(name)!r}: the checkpoint was made with {value!r}")
-        for name in ("obs", "legal", "reset", "over"):
-            here, given = (None if v is None else (v.dtype, v.shape) for v in (getattr(self, name), tree[name]))
-            if here != given:
-                raise ValueError(f"{name} is {given}; expected {here}")
-        self.env_steps, self.restarts = int(tree["env_steps"]), int(tree["restarts"])
-        self.elapsed = float(tree["elapsed"])
-        self.seconds.update(tree["seconds"])
+            if name not in CHANGEABLE_ON_RESUME and mine.get(name) != value:
+                raise ValueError(f"{name} is {mine.get(name)!r}; expected {value!r}, as in the checkpoint")
+        why_not = self.rollout.load_state_dict(tree)
+        self.env_steps, self.elapsed = int(tree["env_steps"]), float(tree["elapsed"])
+        self._seconds = {name: float(tree["seconds"][name]) for name in self._seconds}
         self.population.load_state_dict(tree["population"])
         self.learner.load_state_dict(tree["learner"])
         self.replay.load_state_dict(tree["replay"])
-        self.obs, self.legal = tree["obs"], tree["legal"]
-        self.reset, self.over = tree["reset"], tree["over"]
-        self.episodes.load_state_dict(tree["episodes"])
         self.schedules.load_state_dict(tree["hyper"])
         self.schedules.apply(self.population, self.env_steps)
         self.pbt.load_state_dict(tree["pbt"])
         self._learned.load_state_dict(tree["learned"], self.population.device)
         self._mark = self._now()
-        if self.stage != tree["stage"]:
-            self.stage = tree["stage"]
-            self.worlds.close()
-            self.worlds = self._training_worlds()
-        if tree["worlds"] is not None and self.worlds.resumable:
-            self.worlds.set_state(tree["worlds"])
-            return
-        why = self.worlds.why_not_resumable or "the checkpoint does not hold the worlds"
-        self.say(
-            f"resume: {why}; every environment starts a fresh episode and the cut one is "
-            "stored as truncated, so this run is not a bit-exact continuation"
-        )
-        self._cut_episodes()
-
-    def _enter_stage(self) -> None:
-        """Begin the stage of the curriculum that the step count has reached, if it is not this one."""
-        due = sum(first <= self.env_steps for first, _ in self.config.stages) - 1
-        if due == self.stage:
-            return
-        self.stage = due
-        self.worlds.close()
-        self.worlds = self._training_worlds()
-        self._cut_episodes()
-        self.say(f"stage {due + 1} of {len(self.config.stages)} at step {self.env_steps:,}")
-
-    def _cut_episodes(self) -> None:
-        """Store the running episodes as truncated and begin new ones in ``worlds``, from seeds that a checkpoint knows.
-
-        The observation each episode had reached becomes its final one, as an autoreset step would have stored it.
-        """
-        c = self.config
-        h, cell = self.population.state
-        nothing = torch.zeros(c.members, c.num_envs)
-        never = torch.zeros(c.members, c.num_envs, dtype=torch.bool)
-        self.replay.add(self.obs, self.reset, self.legal, h, cell, nothing.long(), nothing, never, never)
-        self.restarts += 1
-        seeds = [s for p in range(c.members) for s in training_seeds(c.seed + p, c.num_envs, self.restarts)]
-        obs, legal = self.worlds.reset(seeds)
-        self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
-        self.reset, self.over = ~never, never
-        self.episodes.forget_running()
+        if why_not is not None:
+            self.say(
+                f"resume: {why_not}; every environment starts a fresh episode and the cut one is "
+                "stored as truncated, so this run is not a bit-exact continuation"
+            )
+            self.rollout.cut_episodes(self.population, self.replay)
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Weights & Biases, where a run asks for it (``wandb: PROJECT``): the same numbers as TensorBoard's events.
 
-The package and its variables (WANDB_MODE=offline, WANDB_ENTITY, ...) decide where the numbers go. Whatever fails there
-is said once and costs no run anything but these numbers.
+The package and its variables (WANDB_MODE=offline, WANDB_ENTITY, ...) decide where the numbers go. A failure there is
+reported once; the run goes on and only these numbers are lost.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .records import write_json
+from .folder import write_json
 
 FILE = "wandb.json"
 
 
 def require_wandb() -> None:
-    """ValueError where the package is missing."""
+    """Raise ValueError where the package is missing."""
     if importlib.util.find_spec("wandb") is None:
         raise ValueError("wandb: the package is not installed; pip install wandb, or leave the setting out")
 
@@ -32,7 +32,7 @@ class WandbLog:
         folder: of the run; what the package writes goes into its folder wandb/.
         project: there.
         config: the settings to show.
-        say: hears of the first failure, after which nothing more is sent.
+        say: receives the first failure, after which nothing more is sent.
     """
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -45,14 +45,14 @@ class WandbLog:
         name = folder.resolve().name
         known = _read(folder / FILE)
         mine = known if known.get("project") == project else {"project": project, "id": secrets.token_hex(6)}
-        # the terminal is the progress bar's: the package is not to capture it
+        # the progress bar needs the terminal, so the package must not capture it
         self._run = wandb.init(
             **mine, name=name, dir=str(folder), config=dict(config), resume="allow", settings={"console": "off"}
         )
         write_json(folder / FILE, mine)
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Send numbers by tag. What a resumed run sends again, for steps already there, the service leaves out."""
+        """Send numbers by tag. The service ignores what a resumed run sends again for steps that it already has."""
         if self._run is not None:
             self._try(lambda: self._run.log(dict(scalars), step=step))
 

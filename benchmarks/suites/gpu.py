@@ -35,7 +35,7 @@ def _start(suite: str, title: str, quick: bool) -> tuple[Report, torch.device]:
     """A report with the GPU's peaks. Errors: ValueError where there is no GPU."""
     device = devices.resolve("cuda")
     report = Report(suite, title, threads=torch.get_num_threads(), settings={"quick": quick})
-    report.device, report.peaks = devices.describe(device), gpu.peaks(device)
+    report.device, report.peaks = devices.device_name(device), gpu.peaks(device)
     if torch.backends.cuda.matmul.allow_tf32:
         report.note("TF32 is allowed in torch's products: fp32 figures are not of fp32")
     return report, device

@@ -86,10 +86,10 @@ def _check_step(trainer: Trainer) -> None:
     population = trainer.population
     params = {name: value.detach().double() for name, value in population.online.items()}
     with torch.no_grad():
-        features = trainer.network.encode(params, trainer.obs.double())
+        features = trainer.network.encode(params, trainer.rollout.obs.double())
         h, c = (v.double() for v in population.state)
         weights = trainer.network.recurrent(params)
-        want = reference.lstm_step(features, h, c, weights.w_ih, weights.w_hh, weights.bias, trainer.reset)
+        want = reference.lstm_step(features, h, c, weights.w_ih, weights.w_hh, weights.bias, trainer.rollout.reset)
     trainer.act_step()
     for name, got, twin in zip("hc", population.state, want, strict=True):
         error = float((got - twin).abs().max())

@@ -21,11 +21,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..compare import compare
+    from ..compare import compare_runs
+    from ..folder import write_json
     from ..html.comparison import write_comparison
-    from ..records import write_json
 
-    found = compare(arguments.run_folders)
+    found = compare_runs(arguments.run_folders)
     print(found.text())
     if arguments.json:
         write_json(arguments.json, found.to_dict())

@@ -19,12 +19,13 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..report import Agent, compare
+    from ..evaluation.agent import Agent
+    from ..evaluation.table import compare
 
     agent = Agent.load(arguments.run_folder)
     seed = agent.config.seed if arguments.seed is None else arguments.seed
     if arguments.picture and not agent.config.is_town:
-        raise ValueError(f"--picture is given for a run in {agent.config.env}; expected a run in the Town")
+        raise ValueError(f"the run's world is {agent.config.env}; expected the Town for --picture")
     report = compare(agent, arguments.episodes, seed)
     done = f"{agent.config.env} after {agent.env_steps:,} steps per member"
     print(f"{done}: {report.score_name}, {arguments.episodes} episodes")

@@ -23,12 +23,12 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..export import describe, export
-    from ..report import Agent
+    from ..evaluation.agent import Agent
+    from ..export import export, metadata
 
     agent = Agent.load(arguments.run_folder)
     export(agent, arguments.file, arguments.member)
-    facts = describe(agent, arguments.member)
+    facts = metadata(agent, arguments.member)
     print(f"{arguments.file}: {facts['env']} after {facts['env_steps']:,} steps, member {facts['member']}")
     print(f"in: {facts['inputs']}; obs_size {facts['obs_size']}, hidden_size {facts['hidden_size']}")
     print(f"out: {facts['outputs']}; actions {', '.join(facts['actions'])}")

@@ -29,15 +29,15 @@ def add(commands: Any) -> None:
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
     from .. import plots
-    from ..memory import probe
-    from ..records import write_json
-    from ..report import Agent
+    from ..evaluation.agent import Agent
+    from ..evaluation.memory import probe
+    from ..folder import write_json
 
     path = Path(arguments.run_folder)
     agent = Agent.load(path)
     found = probe(agent, arguments.episodes, arguments.seed, arguments.member, say)
     folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
     write_json(arguments.json or folder / "memory.json", found.to_dict())
-    plots.memory(found, arguments.picture or folder / "memory.png")
+    plots.memory_use(found, arguments.picture or folder / "memory.png")
     print(found.sentence)
     return 0

@@ -27,14 +27,16 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
+    from ..finish import finish
     from ..progress import Progress
-    from ..report import finish
     from ..trainer import Trainer
 
     flags = from_arguments(arguments)
     if arguments.resume:
         if arguments.config:
-            raise ValueError("--config and --resume are given; expected one: a resumed run has its own settings")
+            raise ValueError(
+                "--config and --resume are both given; expected one, since a resumed run has its own settings"
+            )
         trainer = Trainer.resume(arguments.resume, flags, say=say)
         say(f"resuming at step {trainer.env_steps:,} of {trainer.config.total_steps:,}")
     else:

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
     from .. import watch
-    from ..report import Agent
+    from ..evaluation.agent import Agent
 
     agent = Agent.load(arguments.run_folder)
     if not arguments.fps > 0:

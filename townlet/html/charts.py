@@ -13,11 +13,13 @@ over them, by CSS alone. All text is escaped here. Colours are CSS variables set
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+
+from ..text import interval, number
 
 Values = Sequence[float] | np.ndarray
 _WIDTH, _LEFT, _RIGHT = 560, 60, 14
@@ -228,23 +230,6 @@ def lineage_chart(copies: Sequence[tuple[float, int, int]], members: int, end: f
     return _svg(title, f"{text}.", parts, frame.bottom + 44)
 
 
-def number(value: float) -> str:
-    """A number as a person wants to read it: 4 significant digits, k and M and G for thousands."""
-    if not math.isfinite(value):
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """A time span in words."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 # ---- parts of a chart -----------------------------------------------------------------------------------------------
 
 
@@ -437,8 +422,8 @@ def _text_width(text: str) -> float:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    ends: Callable[[float], bool] = math.isfinite
-    return f" ({number(low)} to {number(high)})" if low is not None and high is not None and ends(low + high) else ""
+    ends = interval(low, high, "")
+    return f" ({ends})" if ends else ""
 
 
 def _nothing(title: str, height: float, width: float = _WIDTH) -> str:

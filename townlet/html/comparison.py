@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__
-from ..compare import Comparison, Difference, Score, interval
+from ..compare import Comparison, Difference, Score
 from ..files import replacing
-from ..results import Curve, Results
+from ..metrics import Curve
+from ..results import Results
+from ..text import interval
 from . import page
 from .charts import Bar, bar_chart, line_chart
-from .report import series, shown
+from .run import series, setting_text
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
@@ -55,7 +57,7 @@ def _differences(differences: list[Difference]) -> str:
 
 
 def _settings(found: Comparison) -> str:
-    lines = [[name, *map(shown, values)] for name, values in found.settings.items()]
+    lines = [[name, *map(setting_text, values)] for name, values in found.settings.items()]
     return page.table(["setting", *found.names], lines, "", numbers=False) if lines else ""
 
 

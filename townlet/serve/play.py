@@ -23,7 +23,7 @@ from ..envs.town import render
 from ..envs.town.args import TownArgs
 from ..envs.town.env import TownVectorEnv
 from ..envs.town.rules import BUILDINGS, METERS
-from ..report import Agent
+from ..evaluation.agent import Agent
 from ..thoughts import SeenMap, Thinker, labels
 from .runs import Run
 

@@ -1,4 +1,4 @@
-"""Run folders below a folder, and what one says of itself. Whatever is half-written or damaged counts as not there."""
+"""The run folders below a folder, and what each tells of its run. A half-written or damaged file counts as missing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, plain_yaml
+from .. import checkpoint
 from ..config import Config
-from ..records import process_mark
-from .curves import Metrics, open_regular
+from ..files import read_small
+from ..folder import process_mark, read_settings
+from ..metrics import Metrics
 
 PAGES = {
     "report.html": "text/html; charset=utf-8",
@@ -21,7 +22,7 @@ PAGES = {
     "survival.png": "image/png",
     "memory.png": "image/png",
 }
-"""What a run may hold that the page links to or shows, with its type."""
+"""The files of a run that the page links to or shows, with their types."""
 
 _DEPTH = 3  # folders between the one given and a run
 _RUNS = 1000
@@ -47,16 +48,15 @@ class Run:
         written = _modified(path)
         if self._config[0] != written:
             try:
-                found = plain_yaml.load(_small(path, _CONFIG))
+                self._config = written, read_settings(self.folder, largest=_CONFIG)
             except (OSError, ValueError):
-                found = None
-            self._config = written, found if isinstance(found, dict) else {}
+                self._config = written, {}
         return self._config[1]
 
     def json(self, name: str) -> dict[str, Any]:
         """summary.json, status.json or memory.json."""
         try:
-            text = _small(self.folder / name, _JSON)
+            text = read_small(self.folder / name, _JSON).decode("utf-8")
             found = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
         except (OSError, ValueError, RecursionError):
             return {}
@@ -87,7 +87,7 @@ class Run:
         return path if name in PAGES and inside and os.path.isfile(path) else None
 
     def overview(self) -> dict[str, Any]:
-        """A line of the list: what it is, how it is, how far, how well."""
+        """A line of the list: the run's world, state, progress and score."""
         with self.lock:
             self.metrics.refresh()
             config, status, summary = self.config(), self.json("status.json"), self.json("summary.json")
@@ -114,7 +114,7 @@ class Run:
             }
 
     def _state(self, status: dict[str, Any], summary: dict[str, Any]) -> str:
-        """training, evaluating (the table at the end), finished, stopped (on purpose), ended (it did not say why)."""
+        """training, evaluating (the table at the end), finished, stopped (on purpose) or ended (nobody knows why)."""
         said = status.get("state")
         if said is None:  # a run of a Townlet that gave no sign of life
             if summary:
@@ -197,8 +197,8 @@ class Runs:
                 self._looked = time.monotonic()
             return list(self._known.values())
 
-    def find(self, name: str) -> Run | None:
-        """The listed run of that name; a name is only ever looked up, never made into a path."""
+    def get(self, name: str) -> Run | None:
+        """The listed run of that name. The name is only looked up, never made into a path."""
         return next((run for run in self.all() if run.name == name), None)
 
 
@@ -228,14 +228,6 @@ def _shown(path: Path) -> str:
 
 def _is_run(folder: Path) -> bool:
     return os.path.isfile(folder / "config.yaml") or os.path.isfile(folder / "metrics.csv")
-
-
-def _small(path: Path, limit: int) -> str:
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} is larger than {limit} bytes")
-    return data.decode("utf-8")
 
 
 def _modified(path: Path) -> float:

@@ -22,7 +22,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from ..records import MEANINGS
+from ..metrics import MEANINGS
 from .play import Gone, Player
 from .runs import PAGES, Run, Runs
 
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"frames": self.server.player.next(query.get("id", ""), _integer(query, "steps", 1))})
 
     def _run(self, query: dict[str, str]) -> Run:
-        run = self.server.runs.find(query.get("run", ""))
+        run = self.server.runs.get(query.get("run", ""))
         if run is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no run {query.get('run', '')!r} here.")
         return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -15,10 +14,12 @@ import yaml
 from .. import __version__
 from ..config import GROUPS, Config
 from ..files import replacing
-from ..records import MEANINGS
-from ..results import Curve, Results
+from ..metrics import MEANINGS, Curve
+from ..results import Results
+from ..text import duration, interval, number
+from ..validation import PER_MEMBER
 from . import page
-from .charts import Bar, Series, bar_chart, duration, line_chart, lineage_chart, number, stacked_chart
+from .charts import Bar, Series, bar_chart, line_chart, lineage_chart, stacked_chart
 
 FILE = "report.html"
 _X = "environment steps per member"
@@ -49,7 +50,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def try_report(folder: Path, say: Callable[[str], None]) -> None:
-    """`write_report` beside a training run, which no fault of a page may end; ``say`` hears of one."""
+    """`write_report` for a run that is training: no fault of a page may end it, so a fault goes to ``say``."""
     try:
         write_report(folder)
     except Exception as error:
@@ -57,9 +58,9 @@ def try_report(folder: Path, say: Callable[[str], None]) -> None:
 
 
 class LiveReport:
-    """`try_report` of a run that goes on.
+    """`try_report` for a run that goes on.
 
-    A page takes longer the longer the run is: the next one waits until this one's time is `SHARE` of what has passed.
+    A page takes longer the longer the run is. So the next one waits until this one's time is `SHARE` of what passed.
     """
 
     SHARE = 0.01
@@ -148,8 +149,8 @@ def _figures(run: Results) -> str:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    return f"95% interval {number(low)} to {number(high)}" if known else ""  # type: ignore[arg-type]
+    ends = interval(low, high, "")
+    return f"95% interval {ends}" if ends else ""
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
@@ -221,8 +222,7 @@ def _yardsticks(run: Results) -> Iterable[str]:
     rows, marks, bars = [], [], []
     for name, row in run.policies.items():
         low, high = row.get("low"), row.get("high")
-        around = f"{number(low)} to {number(high)}" if low is not None and high is not None else "-"
-        rows.append([name.strip(), number(row["mean"]), around, f"{row['episodes']:,}"])
+        rows.append([name.strip(), number(row["mean"]), interval(low, high), f"{row['episodes']:,}"])
         marks.append("strong" if name in ("trained", "trained without memory") else "")
         if not name.startswith(" "):
             bars.append(Bar(name, row["mean"], low, high, _POLICY_COLOURS.get(name, 7)))
@@ -278,7 +278,7 @@ def _lineage(run: Results) -> Iterable[str]:
         return
     copies = [(row["step"], int(row["member"]), int(row["parent"])) for row in run.lineage]
     yield page.card(lineage_chart(copies, run.members, run.env_steps, _X))
-    for name in ("lr", "gamma", "clip_norm", "epsilon_end"):
+    for name in PER_MEMBER:
         curve = run.curve(name)
         if len(curve) and np.ptp(curve.members, axis=1).max() > 0:
             P = curve.members.shape[1]
@@ -320,12 +320,12 @@ def _settings(config: dict[str, Any]) -> str:
             marks.append("head")
         if f.name in config:
             changed = config[f.name] != defaults[f.name] and f.name != "run_dir"
-            usual = shown(defaults[f.name]) if changed else ""
-            rows.append([f.name, shown(config[f.name]), usual, f.metadata["meaning"]])
+            usual = setting_text(defaults[f.name]) if changed else ""
+            rows.append([f.name, setting_text(config[f.name]), usual, f.metadata["meaning"]])
             marks.append("changed" if changed else "")
     unknown = sorted(set(config) - defaults.keys())
     if unknown:
-        rows += [["not settings of this version"], *([name, shown(config[name]), "", ""] for name in unknown)]
+        rows += [["not settings of this version"], *([name, setting_text(config[name]), "", ""] for name in unknown)]
         marks += ["head", *("changed" for _ in unknown)]
     everything = page.table(["setting", "value", "default", "meaning"], rows, "", numbers=False, marks=marks)
     mine = [row for row, mark in zip(rows, marks, strict=True) if mark == "changed"]
@@ -333,7 +333,7 @@ def _settings(config: dict[str, Any]) -> str:
     return (short if mine else "<p>All as by default.</p>") + page.details("All settings", everything)
 
 
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value as text."""
     if value is None:
         return "none"
@@ -358,6 +358,6 @@ def _sessions(run: Results) -> str:
 def _last_record(run: Results) -> str:
     if not run.last:
         return ""
-    rows = [[name, *(row.get(name, "") for row in run.last), MEANINGS.get(name, "")] for name in run.values]
+    rows = [[name, *(row.get(name, "") for row in run.last), MEANINGS.get(name, "")] for name in run.last[0]]
     columns = ["column", *(f"member {row['member']}" for row in run.last), "meaning"]
     return page.details(f"Step {int(run.last[0]['step']):,}", page.table(columns, rows, "", numbers=False))

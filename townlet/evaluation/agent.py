@@ -1,0 +1,115 @@
+"""Trained members, from a file or from a run that is still training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from .. import checkpoint
+from ..assembly import build_network, open_worlds
+from ..config import Config
+from ..envs.adapter import VectorAdapter
+from ..networks import RecurrentNetwork
+from ..resume import read_agent
+from .play import Evaluation, evaluate
+
+
+class _Weights(Protocol):
+    @property
+    def averaged(self) -> dict[str, Tensor]: ...
+
+
+class _Hyper(Protocol):
+    def state_dict(self) -> dict[str, np.ndarray]: ...
+
+
+class Trained(Protocol):
+    """What an agent needs of a `Trainer`."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def network(self) -> RecurrentNetwork: ...
+
+    @property
+    def population(self) -> _Weights: ...
+
+    @property
+    def schedules(self) -> _Hyper: ...
+
+    @property
+    def env_steps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Trained members and the settings they were trained with."""
+
+    config: Config
+    network: RecurrentNetwork
+    params: dict[str, Tensor]  # name -> [P, ...]
+    env_steps: int
+    hyper: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [P], the members' own, at that step
+
+    @classmethod
+    def load(cls, run: str | Path) -> Agent:
+        """The agent of a run folder's newest checkpoint, of a checkpoint file or of an agent.ckpt.
+
+        Raises:
+            CheckpointError: there is none, it cannot be read, or its weights do not fit the world that its settings
+                name now.
+        """
+        run = Path(run)
+        if not run.exists():
+            raise checkpoint.CheckpointError(f"{run} does not exist; expected a run folder or a checkpoint")
+        path = run if run.is_file() else checkpoint.latest(run / "checkpoints")
+        tree = read_agent(path)
+        config = Config.from_dict(tree["config"], source=str(path))
+        adapter = open_worlds(config, 1, config.evaluation_args)
+        network = build_network(config, adapter)
+        adapter.close()
+        for name, shape in network.shapes().items():
+            held = tuple(tree["weights"][name].shape[1:]) if name in tree["weights"] else None
+            if held != shape:
+                raise checkpoint.CheckpointError(
+                    f"{path}: {name} is {'missing' if held is None else list(held)}; expected {list(shape)}, as the "
+                    f"observations of {config.env} are now (did its default arguments change since this was trained?)"
+                )
+        return cls(config, network, tree["weights"], tree["env_steps"], tree["hyper"])
+
+    @classmethod
+    def of(cls, trainer: Trained) -> Agent:
+        """The agent as it stands in a `Trainer`."""
+        hyper = trainer.schedules.state_dict()
+        return cls(trainer.config, trainer.network, trainer.population.averaged, trainer.env_steps, hyper)
+
+    def member(self, number: int) -> dict[str, Tensor]:
+        """The parameters of one member, [1, ...]. Raises ValueError for a number that no member has."""
+        if not 0 <= number < self.config.members:
+            raise ValueError(f"member is {number}; expected 0 to {self.config.members - 1}")
+        return {k: v[number : number + 1] for k, v in self.params.items()}
+
+    def worlds(self, n: int) -> VectorAdapter:
+        """``n`` evaluation environments."""
+        return open_worlds(self.config, n, self.config.evaluation_args, workers=self.config.workers)
+
+    def evaluate(self, episodes: int, seed: int, *, memory: bool | None = None, stream: str = "test") -> Evaluation:
+        """Greedy episodes; ``memory`` None runs the agent as it was trained."""
+        c = self.config
+        keep = c.memory if memory is None else memory
+        return evaluate(
+            self.network,
+            self.params,
+            self.worlds,
+            episodes,
+            seed,
+            memory=keep,
+            max_steps=c.eval_max_steps,
+            stream=stream,
+        )
