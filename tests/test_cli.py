@@ -22,9 +22,10 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, doctor, ops, progress, report, text
+from townlet import checkpoint, ops, progress, report, text
 from townlet.cli import main
 from townlet.config import Config
+from townlet.doctor import checks
 from townlet.folder import new_folder
 from townlet.metrics import COLUMNS, Records
 from townlet.trainer import Trainer

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from .config import PER_MEMBER
 from .intervals import mean_interval, t95
 from .metrics import Curve
 from .results import Results
 from .text import duration, interval, number
-from .validation import PER_MEMBER
 
 _OWN = frozenset(["run_dir", "wandb"])  # settings that differ between runs without meaning
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .ops.spatial import spatial_encode
 from .members import check_seeds
+from .ops.spatial import spatial_encode
 from .ops.types import RecurrentQParams, SpatialWeights
 
 if TYPE_CHECKING:

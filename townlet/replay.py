@@ -23,10 +23,10 @@ from torch import Tensor
 
 from . import _C
 from . import device as devices
+from .members import check_seeds
 from .ops import reference
 from .ops import replay as compiled
 from .ops.types import ReplaySteps, ReplayStores, ReplayTables
-from .members import check_seeds
 
 log = logging.getLogger(__name__)
 

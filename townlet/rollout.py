@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .assembly import check_agents, open_worlds
 from .config import Config
-from .envs.adapter import VectorAdapter, make_worlds
+from .envs.adapter import VectorAdapter
+from .envs.make import make_worlds
 from .evaluation.play import training_seeds
 from .statistics import EpisodeStatistics
 

@@ -17,8 +17,8 @@ from . import panel
 from .assembly import open_worlds
 from .envs.adapter import VectorAdapter
 from .envs.town.env import TownVectorEnv
-from .evaluation.play import GreedyActor
 from .evaluation.agent import Agent
+from .evaluation.play import GreedyActor
 from .thoughts import SeenMap, Thinker, Thought, labels
 
 _CLEAR = "\x1b[H\x1b[2J"

@@ -12,7 +12,8 @@ from .play import Actor
 
 def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
     """The Town's hand-written policies: name -> what ``evaluate_policy`` takes."""
-    from ..envs import TownVectorEnv, scripted
+    from ..envs import TownVectorEnv
+    from ..envs.town import scripted
 
     policies = {
         "random": scripted.random_policy,

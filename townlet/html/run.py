@@ -12,12 +12,11 @@ import numpy as np
 import yaml
 
 from .. import __version__
-from ..config import GROUPS, Config
+from ..config import GROUPS, PER_MEMBER, Config
 from ..files import replacing
 from ..metrics import MEANINGS, Curve
 from ..results import Results
 from ..text import duration, interval, number
-from ..validation import PER_MEMBER
 from . import page
 from .charts import Bar, Series, bar_chart, line_chart, lineage_chart, stacked_chart
 
