@@ -189,7 +189,7 @@ class Config:
     )
 
     pbt_every: int = _setting(
-        0, "environment steps per member between events of population based training (docs/populations.md); 0 for none"
+        0, "steps per member between events of population based training (docs/guides/populations.md); 0 for none"
     )
     pbt_fraction: float = _setting(
         0.25, "share of members, the worst, that become copies of one of the best, as many; at least one each"
