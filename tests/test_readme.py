@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import readme
+from suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -66,3 +68,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_a_broken_link_is_seen() -> None:
     text = "# One, two\n[a](README.md) [b](#one-two) [c](#two) [d](none.md) [e](https://example.org/none)"
     assert list(broken_links(README, text)) == ["#two", "none.md"]  # the control
+
+
+def test_the_benchmark_tables_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(readme, "README", page)
+    committed = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for text in (committed, committed.replace("| townlet fp32 | 1.364 |", "| townlet fp32 | 1.264 |")):
+        page.write_text(text, encoding="utf-8")
+        readme.fill(ROOT / "benchmarks" / "results", list(SUITES))
+        assert page.read_text(encoding="utf-8") == committed  # the second is the control: a figure by hand is undone
+    assert text != committed
