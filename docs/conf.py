@@ -17,6 +17,7 @@ version = release = townlet.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "townlet_reference"]
 exclude_patterns = ["_ext"]
 default_role = "code"  # docstrings put names into single backticks
+highlight_language = "none"
 html_theme = "furo"
 html_title = f"Townlet {release}"
 html_static_path = ["_static"]

@@ -13,6 +13,7 @@ import pytest
 import townlet
 import townlet.nn
 import townlet.ops
+import townlet.reference
 from townlet.cli import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -20,6 +21,11 @@ EXPECTED = {
     *(f"townlet.{name}" for name in townlet.__all__),
     *(f"townlet.ops.{name}" for name in townlet.ops.__all__),
     *(f"townlet.nn.{name}" for name in townlet.nn.__all__),
+    *(
+        f"townlet.reference.{name}"
+        for name in townlet.ops.__all__
+        if hasattr(townlet.reference, name) and name.islower()
+    ),
     *(f"townlet.Config.{field.name}" for field in fields(townlet.Config)),
 }
 

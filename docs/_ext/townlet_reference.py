@@ -151,14 +151,14 @@ def public_names(module: str) -> list[str]:
     home = importlib.import_module(module)
     if hasattr(home, "__all__"):
         return list(home.__all__)
-    own = [
-        (inspect.getsourcelines(value)[1], name)
+    own = {
+        name: value
         for name, value in vars(home).items()
         if not name.startswith("_")
         and (inspect.isfunction(value) or inspect.isclass(value))
         and value.__module__ == module
-    ]
-    return [name for _, name in sorted(own)]
+    }
+    return sorted(own, key=lambda name: inspect.getsourcelines(own[name])[1])
 
 
 class Names(Written):
@@ -189,8 +189,11 @@ class Types(Names):
     """`{townlet-types} NAME ...`: one entry for each of the package's classes with these names."""
 
     def sections(self) -> Iterator[tuple[str, list[str]]]:
-        homes = [(found.__module__, name) for name in self.arguments[0].split() for found in classes_called(name)]
-        yield "", [line for module, name in homes for line in self.entries(module, [name])]
+        for name in self.arguments[0].split():
+            if not (found := classes_called(name)):
+                raise self.error(f"{name} is no class of the package")
+            for home in found:
+                yield "", list(self.entries(home.__module__, [name]))
 
 
 def classes_called(name: str) -> list[type]:
