@@ -6,7 +6,7 @@
 Trains with the settings of minigrid_memory.yaml. A run that was interrupted goes on when the command is called again.
 Success is an episode with a positive return; who does not remember has a half. Writes the curve and the final figures
 (256 unseen greedy episodes for each seed, also with the state zeroed at each step) to results/minigrid_memory.json and
-draws docs/minigrid.png. Exits with 1 when a seed stays below 0.95.
+draws docs/images/minigrid.png. Exits with 1 when a seed stays below 0.95.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that step the environments (default: 0)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "minigrid_memory")
     parser.add_argument("--results", type=Path, default=SETTINGS.parent / "results" / "minigrid_memory.json")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "minigrid.png")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "minigrid.png")
     options = parser.parse_args()
     changes = {"members": options.seeds, "total_steps": options.steps, "lr_decay_steps": options.steps}
     changes |= {"threads": options.threads, "workers": options.workers, "run_dir": str(options.out)}

@@ -12,7 +12,7 @@ from townlet import Config, Trainer
 
 
 class Recall(gymnasium.Env):
-    """A cue of +1 or -1 at first, then nothing for three steps; the last action is right if it is what the cue was."""
+    """It shows a cue of +1 or -1, then nothing for three steps; the last action is right if it answers the cue."""
 
     observation_space, action_space = Box(-1.0, 1.0, (2,), np.float32), Discrete(2)
 

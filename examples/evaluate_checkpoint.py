@@ -1,7 +1,7 @@
 """Load a run, evaluate it on unseen episodes with its memory and without, and ask whether it uses it.
 
-Run it: python examples/evaluate_checkpoint.py [RUN], RUN a run folder or a checkpoint. Without RUN it first trains the
-agent of custom_env.py into a temporary folder (a few seconds on one core).
+Run it: python examples/evaluate_checkpoint.py [RUN], where RUN is a run folder or a checkpoint. Without RUN it first
+trains the agent of custom_env.py into a temporary folder (a few seconds on one core).
 """
 
 import sys

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def test_the_documentation_explains_every_column():
-    text = (REPOSITORY / "docs" / "seeing.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)
     assert table == list(MEANINGS.items())
     assert [name for name, _ in table] == COLUMNS

@@ -382,7 +382,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
 
 def test_the_benchmark_runs():
-    """benchmarks/pbt.py, cut down; its figures are in docs/populations.md."""
+    """benchmarks/pbt.py, cut down; its figures are in docs/guides/populations.md."""
     sizes = {"total_steps": 1_500, "members": 4, "num_envs": 4, "lr": benchmark.SPREADS["wide"], "threads": 1}
     returns, lr, copies = benchmark.run(Config.from_dict({**benchmark.SETTINGS, **sizes, "pbt_every": 250}))
     assert len(returns) == len(lr) == 4

@@ -17,7 +17,7 @@ from townlet.config import Config
 from townlet.presets import ELSEWHERE, PRESETS, table, table_elsewhere
 from townlet.trainer import Trainer
 
-DOCS = Path(__file__).parents[1] / "docs" / "presets.md"
+DOCS = Path(__file__).parents[1] / "docs" / "guides" / "presets.md"
 
 
 # ---- presets --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The Town once more, in plain Python and from docs/town.md alone: the oracle of the simulator's tests.
+"""The Town once more, in plain Python and from docs/guides/town.md alone: the oracle of the simulator's tests.
 
 Slow and obvious: one environment, meters in a dict, the buildings parsed from the table as the docs print it. It shares
 no table, no random generator and no code with the package.

@@ -1,8 +1,9 @@
 """The Town as a careful NumPy user would write it: arrays over E environments, no loop over them.
 
-The rules' numbers come from the package's tables; the dynamics (docs/town.md) are written again, and `check` holds them
-against the C++ simulator step by step. Windows only (partial=True), interactions over several ticks (temporal=True),
-random layouts. Episodes are drawn from NumPy's generator, so the maps differ from the simulator's for the same seed.
+The rules' numbers come from the package's tables; the dynamics (docs/guides/town.md) are written again, and `check`
+holds them against the C++ simulator step by step. Windows only (partial=True), interactions over several ticks
+(temporal=True), random layouts. Episodes are drawn from NumPy's generator, so the maps differ from the simulator's for
+the same seed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
         "export",
         help="write the acting network as TorchScript (.pt) or ONNX (.onnx)",
         description="Writes one member's greedy step, (obs, reset, h, c[, legal]) -> (q, action, h, c), into a file "
-        "that runs without Townlet and says what its numbers mean: docs/export.md.",
+        "that runs without Townlet and says what its numbers mean: docs/guides/export.md.",
     )
     export.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
     export.add_argument("file", metavar="FILE", help="ends in .pt (TorchScript) or .onnx (needs onnx and onnxscript)")
