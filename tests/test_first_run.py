@@ -1,6 +1,6 @@
 """The first run on a GPU (benchmarks/gpu), as far as it can be seen without one.
 
-Its runner, the choice of architecture, the order of things, the summary, and smoke.cu's check on the host shim; and that
+Its runner, the choice of architecture, the order of things, the summary, smoke.cu's check on the host shim; and that
 both programs compile for every kind of card.
 """
 
@@ -363,7 +363,11 @@ def test_the_kernels_are_built_for_the_card(monkeypatch: pytest.MonkeyPatch, too
 
 def test_the_steps_proper_fit_the_tests_and_tools_that_there_are() -> None:
     """Every file a step starts is there, and the marked tests are found."""
-    assert first_run.gpu_tests() == ["tests/test_cuda.py", "tests/test_doctor_cuda.py"]
+    assert {"tests/test_cuda.py", "tests/test_doctor_cuda.py"} <= set(first_run.gpu_tests())
+    assert "tests/test_bench_gpu.py" not in first_run.gpu_tests()
+    assert "class TestOperators" in (programs.ROOT / "tests" / "test_cuda.py").read_text(
+        encoding="utf-8"
+    )  # pytest_step
     steps = [*first_run.before_torch(), *first_run.with_torch(Path("out"))]
     names = [s.name for s in steps]
     assert len(set(names)) == len(names)
@@ -407,7 +411,7 @@ def test_the_summary_holds_what_a_report_needs(measured: Path) -> None:
     for key, value in FACTS.items():
         assert f"| {key} | {value} |" in text
     assert "| smoke_check | rc 1 | 1 | 12.3 |  |" in text
-    assert f"| pytest | out of time | {OUT_OF_TIME} | 120.0 | killed after 120 s |" in text
+    assert f"| pytest | out of time | {OUT_OF_TIME} | 120.0 | 1 failed, 4 passed; killed after 120 s |" in text
     assert "| suite_gpu | left out |  | 0.0 | no time was left |" in text
     assert "WRONG b\n97 forms ran, 1 wrong" in text
     assert "FAILED tests/test_cuda.py::x" in text

@@ -323,6 +323,7 @@ class Run:
     def prepare_programs(self) -> None:
         """smoke and micro: those that were carried along where they run on this card, else compiled here."""
         WORK.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(WORK / "run", ignore_errors=True)  # an earlier training run
         if self.carried and all((self.carried / name).exists() for name in ("smoke", "micro")):
             for name in ("smoke", "micro"):
                 shutil.copy2(self.carried / name, WORK / name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -85,6 +86,7 @@ def compile_for(folder: Path, arch: int, nvcc: str = "nvcc") -> None:
     flags = ["-std=c++17", "-O3", chosen.nvcc, f"-I{CUDA}"]
     programs = {"smoke": [HERE / "smoke.cu", *kernel_sources()], "micro": [HERE / "micro.cu"]}
     build(folder, programs, [nvcc, *flags], [nvcc, chosen.nvcc])
+    shutil.rmtree(folder / "objects")  # the folder may be carried to another machine
 
 
 def compile_for_host(folder: Path, compiler: str | None = None) -> None:
