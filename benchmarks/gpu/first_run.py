@@ -42,6 +42,8 @@ KEPT_FOR_TORCH = 200
 """Seconds that the wait for the kernels' build leaves over for what needs them."""
 
 Command = Sequence[str | Path]
+StandIn = tuple[Command, str]
+"""What runs in a step's place, and in words what that is."""
 
 
 # ---- what is there -------------------------------------------------------------------------------------------------
@@ -160,8 +162,7 @@ def gpu_tests() -> list[str]:
 class Step:
     """One step. `needs` names what has to be there first (see `Run.lacking`).
 
-    stand_in: what a rehearsal runs in its place, and in words what that is. Without one, a rehearsal says that the step
-    was not run.
+    stand_in: what a rehearsal runs in its place. Without one, a rehearsal says that the step was not run.
     """
 
     name: str
@@ -170,13 +171,13 @@ class Step:
     needs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     tail: int = 25
-    stand_in: tuple[Command, str] | None = None
+    stand_in: StandIn | None = None
 
 
 def before_torch() -> list[Step]:
     """Which clusters the card holds; whether the kernels are right; what they are built from; what they take."""
     smoke, on_host = WORK / "smoke", WORK / "host" / "smoke"
-    tiny = ([on_host, "check", "tiny"], "smoke.cu compiled for the CPU, with the shim of tests/emu")
+    tiny: StandIn = ([on_host, "check", "tiny"], "smoke.cu compiled for the CPU, with the shim of tests/emu")
     return [
         Step("clusters", 15, [smoke, "clusters"], ("clusters", "smoke")),
         Step("smoke_tiny", 30, [smoke, "check", "tiny"], ("smoke",), tail=40, stand_in=tiny),
@@ -188,16 +189,17 @@ def before_torch() -> list[Step]:
 
 def with_torch(out: Path) -> list[Step]:
     """The package: operators, tests, sanitizers, times, the doctor, a training run, the suites."""
-    python, suites = sys.executable, [sys.executable, HERE.parent / "run.py"]
+    python = sys.executable
+    suites: Command = [python, HERE.parent / "run.py"]
     workers = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     pytest = [python, "-P", "-m", "pytest", *gpu_tests(), "-m", "cuda", "-q", "-p", "no:cacheprovider", *workers]
     sanitizer: Command = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--error-exitcode", "9"]
-    tiny = [WORK / "smoke", "check", "tiny"]
+    tiny: Command = [WORK / "smoke", "check", "tiny"]
     needs, tools = ("kernels",), ("smoke", "compute-sanitizer")
-    train = [python, "-P", "-m", "townlet", "train", "--run-dir", WORK / "run"]
+    train: Command = [python, "-P", "-m", "townlet", "train", "--run-dir", WORK / "run"]
     skipped = "the same command, which skips every test where there is no GPU"
-    results = ["--out", out / "suites"]
-    quick = [python, HERE / "quick_bench.py", "--out", out, "--seconds"]
+    results: Command = ["--out", out / "suites"]
+    quick: Command = [python, HERE / "quick_bench.py", "--out", out, "--seconds"]
     short_run = ["--device", "cpu", "--members", "2", "--total-steps", "4000", "--eval-every", "0"]
     long_run = ["--device", "cuda", "--members", "8", "--total-steps", "400000", "--eval-every", "200000"]
     return [
@@ -336,8 +338,8 @@ class Run:
             why = "nvcc is not on PATH, and no programs that run here were carried along"
             self.runner.leave_out("compile", why)
         else:
-            command = [sys.executable, HERE / "programs.py", WORK, "--arch", str(self.arch)]
-            done = self.runner.step("compile", 150, command, tail=5)
+            arch = ["--arch", str(self.arch)]
+            done = self.runner.step("compile", 150, [sys.executable, HERE / "programs.py", WORK, *arch], tail=5)
             why = "" if done.rc == 0 else "smoke and micro were not compiled"
         if why:
             self.lacking |= {"smoke": why, "micro": why}
@@ -346,8 +348,8 @@ class Run:
     def compile_stand_in(self) -> None:
         """For a rehearsal, smoke.cu for the CPU."""
         if self.rehearsal:
-            command = [sys.executable, HERE / "programs.py", WORK / "host", "--host"]
-            self.runner.step("compile_host", 150, command, tail=5)
+            host = WORK / "host"
+            self.runner.step("compile_host", 150, [sys.executable, HERE / "programs.py", host, "--host"], tail=5)
 
     def steps(self, steps: Sequence[Step]) -> None:
         for step in steps:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,18 +148,18 @@ class Bench:
         self._operators(one[:1], precisions)
         for sizes in updates:
             for graph in (True, False) if self.gpu else (False,):
-                self.attempt(f"update {sizes}", lambda s=sizes, g=graph: self.update(*s, g), 6.0)
+                self.attempt(f"update {sizes}", partial(self.update, *sizes, graph), 6.0)
         kinds = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, False))
         for shape in one[:3]:
             for dtype, tf32 in kinds:
                 what = f"nn.LSTM {shape} {'TF32' if tf32 else short(dtype)}"
-                self.attempt(what, lambda s=shape, d=dtype, t=tf32: self.nn_lstm(s, d, t))
+                self.attempt(what, partial(self.nn_lstm, shape, dtype, tf32))
         self._operators((*one[1:], *many), precisions)
 
     def _operators(self, shapes: tuple[Shape, ...], precisions: tuple[torch.dtype, ...]) -> None:
         for shape in shapes:
             for dtype in precisions:
-                self.attempt(f"operator {shape} {short(dtype)}", lambda s=shape, d=dtype: self.operator(s, d))
+                self.attempt(f"operator {shape} {short(dtype)}", partial(self.operator, shape, dtype))
 
 
 def short(dtype: torch.dtype) -> str:
