@@ -67,11 +67,15 @@ def output_of(command: Command, seconds: float = 20.0) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def ask_nvidia_smi(what: str, seconds: float = 20.0) -> str:
+    """What nvidia-smi says of the first card that CUDA will use; "" where it cannot."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+    return output_of(["nvidia-smi", f"--id={chosen}", f"--query-gpu={what}", "--format=csv,noheader"], seconds)
+
+
 def find_card() -> Card | None:
     """The first card that CUDA will use, or None. Errors: ValueError for a card that the kernels do not run on."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
-    query = "--query-gpu=name,compute_cap,driver_version,memory.total"
-    said = output_of(["nvidia-smi", f"--id={chosen}", query, "--format=csv,noheader"])
+    said = ask_nvidia_smi("name,compute_cap,driver_version,memory.total")
     parts = [part.strip() for part in said.splitlines()[0].split(",")] if said else []
     if len(parts) != 4 or "." not in parts[1]:  # an old nvidia-smi does not know compute_cap
         code = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, f'{p.major}.{p.minor}', sep='|')"
@@ -294,7 +298,7 @@ class Run:
     def describe_end(self) -> None:
         """Clocks and temperature at the end, which say whether the card was slowed down."""
         query = "clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,temperature.gpu,power.draw"
-        said = output_of(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], 3.0) if self.card else ""
+        said = ask_nvidia_smi(query, 3.0) if self.card else ""
         if said:
             self.facts["clock, its maximum, throttled by, temperature, power at the end"] = said.splitlines()[0]
         self.facts["seconds"] = f"{self.runner.gone():.0f} of {self.runner.limit:.0f}"
