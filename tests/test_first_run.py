@@ -305,9 +305,25 @@ def test_programs_that_do_not_run_here_are_not_taken(
     assert by_name["card"].rc == 3
     why = "nvcc is not on PATH, and no programs that run here were carried along"
     assert (by_name["compile"].rc, by_name["compile"].note) == (None, why)
-    assert (by_name["needs_smoke"].rc, by_name["needs_smoke"].note) == (None, why)
+    assert (by_name["needs_smoke"].rc, by_name["needs_smoke"].note) == (None, f"smoke: {why}")
     assert by_name["last"].rc == 0
-    assert f"| needs_smoke | left out |  | 0.0 | {why} |" in (out / "summary.md").read_text(encoding="utf-8")
+    assert f"| needs_smoke | left out |  | 0.0 | smoke: {why} |" in (out / "summary.md").read_text(encoding="utf-8")
+
+
+def test_of_two_programs_the_one_that_was_compiled_is_used(
+    work: Path, out: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.mkdir()
+    program(work / "smoke", "echo from an earlier run")
+    fake = f"import pathlib, sys; pathlib.Path({str(work)!r}, 'micro').touch(); sys.exit(1)"
+    (tools / "programs.py").write_text(fake, encoding="utf-8")
+    monkeypatch.setattr(first_run, "HERE", tools)
+    monkeypatch.setattr(first_run, "nvcc", lambda: "nvcc")
+    run = Run(H100, out, 60.0, None)
+    run.prepare_programs()
+    run.steps([Step("smoke", 5, shell("true"), ("smoke",)), Step("micro", 5, shell("true"), ("micro",))])
+    assert [(r.name, r.rc) for r in run.runner.results] == [("compile", 1), ("smoke", None), ("micro", 0)]
+    assert run.runner.results[1].note == "smoke: it was not compiled"
 
 
 @pytest.mark.parametrize(("card", "has"), [(A100, False), (H100, True), (Card("RTX 4090", 89, "1", "2"), False)])

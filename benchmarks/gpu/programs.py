@@ -84,7 +84,7 @@ def compile_for(folder: Path, arch: int, nvcc: str = "nvcc") -> None:
     """FOLDER/smoke and FOLDER/micro, for cards of `arch`; the sources are compiled side by side."""
     chosen = target(arch, known_to(nvcc))
     flags = ["-std=c++17", "-O3", chosen.nvcc, f"-I{CUDA}"]
-    programs = {"smoke": [HERE / "smoke.cu", *kernel_sources()], "micro": [HERE / "micro.cu"]}
+    programs = {"micro": [HERE / "micro.cu"], "smoke": [HERE / "smoke.cu", *kernel_sources()]}
     build(folder, programs, [nvcc, *flags], [nvcc, chosen.nvcc])
     shutil.rmtree(folder / "objects")  # the folder may be carried to another machine
 
@@ -99,7 +99,7 @@ def compile_for_host(folder: Path, compiler: str | None = None) -> None:
 
 
 def build(folder: Path, programs: dict[str, list[Path]], compile_: Sequence[str], link: Sequence[str]) -> None:
-    """Compile every source to an object, side by side, and link each program."""
+    """Compile every source to an object, side by side, and link each program as soon as its own objects are there."""
     objects = folder / "objects"
     objects.mkdir(parents=True, exist_ok=True)
 
@@ -114,9 +114,9 @@ def build(folder: Path, programs: dict[str, list[Path]], compile_: Sequence[str]
         return into
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = {name: list(pool.map(compiled, sources)) for name, sources in programs.items()}
-    for name, parts in made.items():
-        run([*link, *parts, "-o", folder / name])
+        begun = {name: [pool.submit(compiled, source) for source in sources] for name, sources in programs.items()}
+        for name, parts in begun.items():
+            run([*link, *(part.result() for part in parts), "-o", folder / name])
 
 
 def main() -> int:
