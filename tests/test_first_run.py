@@ -438,6 +438,13 @@ def test_the_summary_holds_what_a_report_needs(measured: Path) -> None:
     assert "row 180" not in text
 
 
+@pytest.mark.parametrize(("said", "verdict"), [("150 skipped in 4.2s", "no test ran"), ("9 passed, 1 skipped", "ok")])
+def test_skipped_tests_do_not_count_as_passed(said: str, verdict: str, out: Path) -> None:
+    (out / "pytest.txt").write_text(f"ss\n{said}\n", encoding="utf-8")
+    text = summary.render(FACTS, [Result("pytest", 0, 5.0)], out)
+    assert f"| pytest | {verdict} | 0 | 5.0 | {said} |" in text
+
+
 def test_the_summary_of_a_run_that_has_just_begun(out: Path) -> None:
     text = summary.render({}, [], out)
     assert text.startswith("# First run on a GPU: unknown card")

@@ -65,16 +65,7 @@ def render(facts: Mapping[str, str], results: Sequence[Result], out: Path, *, re
         stubbed = [f"- `{r.name}`: {r.note}" for r in results if r.note.startswith("stand-in")]
         parts.append("Something else ran in the place of these steps:\n\n" + ("\n".join(stubbed) or "- none yet"))
     parts.append(table([["what", "value"], *([k, v] for k, v in facts.items())]))
-    steps = [
-        [
-            r.name,
-            r.verdict,
-            "" if r.rc is None else str(r.rc),
-            f"{r.seconds:.1f}",
-            _note(r, lines(out / f"{r.name}.txt")),
-        ]
-        for r in results
-    ]
+    steps = [_row(result, lines(out / f"{result.name}.txt")) for result in results]
     parts.append("## Steps\n\n" + table([["step", "result", "rc", "seconds", "note"], *steps]))
     figures = quick_figures(out / "quick.json")
     if figures:
@@ -86,10 +77,14 @@ def render(facts: Mapping[str, str], results: Sequence[Result], out: Path, *, re
     return "\n\n".join(parts) + "\n"
 
 
-def _note(result: Result, text: list[str]) -> str:
-    """The result's note. Of pytest also its last line: it ends well where every test was skipped, too."""
-    last = _last(1)(text) if result.name.startswith("pytest") and result.rc is not None else []
-    return "; ".join(filter(None, [*last, result.note]))
+def _row(result: Result, text: list[str]) -> list[str]:
+    """A step's row. pytest ends with 0 where every test was skipped, too, so that its last line is needed as well."""
+    verdict, rc, last = result.verdict, "" if result.rc is None else str(result.rc), ""
+    if result.name.startswith("pytest") and result.rc is not None:
+        last = "".join(_last(1)(text))
+        if result.rc == 0 and " passed" not in last:
+            verdict = "no test ran"
+    return [result.name, verdict, rc, f"{result.seconds:.1f}", "; ".join(filter(None, [last, result.note]))]
 
 
 def excerpt(result: Result, text: list[str]) -> list[str]:
