@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,20 @@ import torch
 
 from townlet import device as devices
 from townlet.bench import gpu, peers, results
-from townlet.bench.problem import Shape, WrongResult, check, draw, expected, ours
+from townlet.bench.problem import (
+    TF32,
+    TOLERANCE,
+    Gradients,
+    Problem,
+    Shape,
+    WrongResult,
+    check,
+    draw,
+    expected,
+    judge,
+    ours,
+)
+from townlet.bench.timing import interleave
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(5, 6, 7, 9, P=2)
@@ -71,6 +85,119 @@ def test_a_peer_of_one_member_serves_many() -> None:
     wrong = draw(SHAPE, seed=1)
     with pytest.raises(WrongResult):
         check("peer", _each_member(peers.nn_lstm, wrong)(), want)
+
+
+class Watched(peers.Net):
+    """nn.LSTM that notes whether TF32 is allowed while it runs, forward and backward."""
+
+    seen: list[bool] = []  # noqa: RUF012
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        q = super().forward(x, h, c)
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        if q.requires_grad:
+            q.register_hook(lambda _: self.seen.append(torch.backends.cudnn.allow_tf32))
+        return q
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether TF32 was allowed in each call of a peer's network."""
+    monkeypatch.setattr(Watched, "seen", [])
+    monkeypatch.setattr(peers, "Net", Watched)
+    return Watched.seen
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_float32_means_float32_to_the_peer_and_tf32_is_asked_for(default: bool, watched: list[bool]) -> None:
+    problem = draw(Shape(3, 4, 5, 8))
+    with peers.cudnn_tf32(default):
+        for tf32 in (False, True):
+            watched.clear()
+            peers.nn_lstm(problem, tf32=tf32)()
+            assert watched == [tf32] * 3  # the target, the online network, and its backward pass
+            assert torch.backends.cudnn.allow_tf32 == default
+
+
+def test_the_flag_is_restored_after_an_error() -> None:
+    def fails(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with peers.cudnn_tf32(True):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            peers.nn_lstm(draw(Shape(3, 4, 5, 8)), loss=fails)()
+        assert torch.backends.cudnn.allow_tf32
+
+
+def test_each_precision_has_its_own_tolerance() -> None:
+    want = expected(draw(SHAPE))
+    for precision, allowed in TOLERANCE.items():
+        within, beyond = ([v * (1 + share * allowed) for v in want] for share in (0.9, 1.1))
+        assert judge("peer", lambda values=within: values, want, precision) == pytest.approx(0.9 * allowed)
+        assert "is off by" in str(judge("peer", lambda values=beyond: values, want, precision))
+    assert TOLERANCE[torch.float32] < TOLERANCE[TF32] < TOLERANCE[torch.bfloat16]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `gpu` suite on the CPU, with one size and the CPU's clock; its figures mean nothing."""
+    from suites import gpu as suite
+
+    like = {"fp32": 1e12, "bf16": 1e12, "bytes": 1e12, "launch": 1e-6}
+    monkeypatch.setattr(suite, "TINY", (Shape(3, 4, 5, 8),))
+    monkeypatch.setattr(suite, "optional", lambda name: (None, "not installed"))
+    monkeypatch.setattr(devices, "resolve", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "peaks", lambda device: like)
+    monkeypatch.setattr(gpu, "interleave", lambda calls, rounds: interleave(calls, rounds=1, sample=1e-4))
+
+
+def scaled(call: Callable[[], Gradients], by: float) -> Callable[[], Gradients]:
+    return lambda: [v * by for v in call()]
+
+
+@pytest.mark.usefixtures("on_cpu", "one_thread")
+class TestSuite:
+    def test_it_times_cudnn_in_float32_and_in_tf32(self, watched: list[bool]) -> None:
+        from suites import gpu as suite
+
+        report = suite.op(quick=True)
+        names = [row["name"] for row in report.tables[0]["rows"]]
+        assert {suite.CUDNN, suite.CUDNN_TF32, suite.CUDNN_BF16} <= set(names)
+        assert report.notes == [f"{suite.TRITON}: not installed"]
+        assert set(watched) == {False, True}
+
+    @pytest.mark.parametrize("failure", ["wrong", "raises"])
+    def test_a_peer_that_cannot_be_timed_is_a_note(self, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from suites import gpu as suite
+
+        make = peers.nn_lstm
+
+        def broken(problem: Problem, dtype: torch.dtype = torch.float32, *, tf32: bool = False) -> peers.Update:
+            if dtype != torch.float32 or tf32:
+                return make(problem, dtype, tf32=tf32)
+            if failure == "wrong":
+                return scaled(make(problem), 1.001)
+
+            def fails() -> Gradients:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nmore")
+
+            return fails
+
+        monkeypatch.setattr(peers, "nn_lstm", broken)
+        report = suite.op(quick=True)
+        names = [row["name"] for row in report.tables[0]["rows"]]
+        assert suite.CUDNN not in names
+        assert {suite.OURS, suite.OURS_BF16, suite.CUDNN_TF32, suite.CUDNN_BF16} <= set(names)
+        assert report.notes[1].startswith(f"(3, 4, 5, 8), {suite.CUDNN}: ")
+        said = {"wrong": "loss is off by 1.0e-03", "raises": "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED;"}
+        assert said[failure] in report.notes[1]
+
+    def test_our_own_wrong_result_stops_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from suites import gpu as suite
+
+        monkeypatch.setattr(suite, "ours", lambda problem: scaled(ours(problem), 1.2))
+        with pytest.raises(WrongResult, match="townlet fp32: loss is off by"):
+            suite.op(quick=True)
 
 
 def test_a_problem_moves_with_its_gradients() -> None:

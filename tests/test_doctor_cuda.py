@@ -11,6 +11,9 @@ import torch
 from townlet import _build, _native, cli, doctor, doctor_cuda, ops
 from townlet import device as devices
 from townlet.ops import TDOutput, backend
+from townlet.bench import gpu, peers
+from townlet.bench.problem import WrongResult
+from townlet.bench.timing import interleave
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = doctor.CPU
@@ -66,6 +69,71 @@ def test_kernels_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "WHY_NOT_CUDA", "townlet was built without nvcc")
     with pytest.raises(ValueError, match="no CUDA kernels to check: townlet was built without nvcc"):
         doctor_cuda.need_kernels()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short benchmark on the CPU, with one size and the CPU's clock; its figures mean nothing."""
+    monkeypatch.setattr(doctor_cuda, "MEASURED", ((3, 4, 5, 8),))
+    monkeypatch.setattr(gpu, "peaks", lambda device: {"fp32": 1e12, "bf16": 1e12})
+    monkeypatch.setattr(gpu, "interleave", lambda calls, rounds, budget: interleave(calls, rounds=1, sample=1e-4))
+
+
+def measured() -> tuple[dict[str, str], list[str]]:
+    """The short benchmark's rows, by what stands beside their size; the lines below the table."""
+    lines: list[str] = []
+    doctor_cuda.measure(CPU, lines.append)
+    table, *notes = lines[2:]
+    rows = [line.removeprefix("(3, 4, 5, 8)") for line in table.splitlines() if line.startswith("(3, 4, 5, 8)")]
+    return {name: row for row in rows for name in KINDS if row.strip().startswith(name)}, notes
+
+
+KINDS = ("float32", "nn.LSTM in TF32", "bfloat16")
+
+
+@pytest.mark.usefixtures("on_cpu")
+class TestShortBenchmark:
+    def test_tf32_has_a_row_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[bool] = []
+        loss = peers.td_loss
+
+        def watched(*arguments: Any) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return loss(*arguments)
+
+        monkeypatch.setattr(peers, "td_loss", watched)
+        with peers.cudnn_tf32(True):
+            rows, notes = measured()
+        assert tuple(rows) == KINDS
+        assert all(row.endswith("x") for row in rows.values())
+        assert notes == []
+        # each peer is checked once and timed; in float32 never with TF32, in TF32 always with it
+        assert seen[:2] == [False, True]
+
+    def test_a_wrong_peer_is_a_note(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        make = peers.nn_lstm
+
+        def off(problem: Any, dtype: torch.dtype = torch.float32, *, tf32: bool = False) -> peers.Update:
+            call = make(problem, dtype, tf32=tf32)
+            by = 1.0 if dtype == torch.bfloat16 else 1.001  # within what TF32 is allowed, and not float32
+            return lambda: [v * by for v in call()]
+
+        monkeypatch.setattr(peers, "nn_lstm", off)
+        rows, (note,) = measured()
+        assert tuple(rows) == KINDS
+        assert [row.endswith("x") for row in rows.values()] == [False, True, True]
+        assert note.startswith("((3, 4, 5, 8), nn.LSTM in float32: loss is off by 1.0e-03")
+
+    def test_our_own_wrong_result_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = ops.td_unroll
+
+        def wrong(*arguments: Any, **named: Any) -> TDOutput:
+            out = right(*arguments, **named)
+            return out._replace(loss=out.loss * 1.1)
+
+        monkeypatch.setattr(ops, "td_unroll", wrong)
+        with pytest.raises(WrongResult, match="townlet, float32: loss is off by"):
+            measured()
 
 
 @pytest.mark.skipif(not devices.missing(), reason="there is a GPU")

@@ -21,6 +21,9 @@ HIDDEN = (64, 128, 256, 512)
 BFLOAT16 = 5e-2
 """Error allowed where operands are rounded: a state rounded the other way moves what follows (on the CPU: 2e-2)."""
 
+MEASURED = ((16, 8, 64, 128), (64, 32, 128, 256), (64, 80, 256, 512))
+"""B, S, D, H of the short benchmark."""
+
 UPDATE = 1e-3
 """Absolute error of weights allowed after a few updates; each moves them by up to lr = 1e-2."""
 
@@ -82,9 +85,14 @@ def learner(device: torch.device, graph: bool = False) -> Learner:
 
 
 def measure(device: torch.device, out: Callable[[str], None]) -> None:
-    """A short benchmark: the operator beside `torch.nn.LSTM` (cuDNN), each result checked first."""
+    """A short benchmark: the operator beside `torch.nn.LSTM` (cuDNN), each result checked first.
+
+    A peer whose result is wrong, or that fails, is not timed, and a line below the table says so.
+
+    Errors: WrongResult where the operator's own result is wrong.
+    """
     from .bench import gpu, peers, results
-    from .bench.problem import Shape, check, draw, expected, ours
+    from .bench.problem import TF32, Precision, Shape, check, draw, expected, judge, ours
 
     peaks = gpu.peaks(device)
     out("")
@@ -93,15 +101,29 @@ def measure(device: torch.device, out: Callable[[str], None]) -> None:
         f"torch.mm {peaks['fp32'] / 1e12:.1f} TFLOP/s fp32, {peaks['bf16'] / 1e12:.1f} bf16"
     )
     rows = [["B, S, D, H", "", "median ms", "nn.LSTM ms", "nn.LSTM / this"]]
-    for shape in (Shape(16, 8, 64, 128), Shape(64, 32, 128, 256), Shape(64, 80, 256, 512)):
+    notes = []
+    for shape in (Shape(*sizes) for sizes in MEASURED):
         for dtype in (torch.float32, torch.bfloat16):
-            problem = draw(shape, compute_dtype=dtype).on(device)
-            calls = {"ours": ours(problem), "nn.LSTM": peers.nn_lstm(problem, dtype)}
-            want = expected(problem)
-            for name, call in calls.items():
-                check(name, call(), want, dtype)
-            seconds = {name: t.median * 1e3 for name, t in gpu.interleave(calls, rounds=7, budget=3).items()}
-            mine, theirs = seconds["ours"], seconds["nn.LSTM"]
             kind = str(dtype).removeprefix("torch.")
-            rows.append([str(shape), kind, f"{mine:.3f}", f"{theirs:.3f}", f"{theirs / mine:.2f}x"])
+            problem = draw(shape, compute_dtype=dtype).on(device)
+            want = expected(problem)
+            calls = {"": ours(problem)}
+            check(f"townlet, {kind}", calls[""](), want, dtype)
+            theirs: dict[str, tuple[Precision, peers.Update]] = {kind: (dtype, peers.nn_lstm(problem, dtype))}
+            if dtype == torch.float32:
+                theirs["nn.LSTM in TF32"] = (TF32, peers.nn_lstm(problem, tf32=True))
+            for name, (precision, call) in theirs.items():
+                verdict = judge(f"{shape}, nn.LSTM in {str(precision).removeprefix('torch.')}", call, want, precision)
+                if isinstance(verdict, str):
+                    notes.append(verdict)
+                else:
+                    calls[name] = call
+            seconds = {name: t.median * 1e3 for name, t in gpu.interleave(calls, rounds=7, budget=3).items()}
+            mine = seconds[""]
+            for name in theirs:
+                other = seconds.get(name)
+                beside = ["", ""] if other is None else [f"{other:.3f}", f"{other / mine:.2f}x"]
+                rows.append([str(shape), name, f"{mine:.3f}", *beside])
     out(results.text(rows))
+    for note in notes:
+        out(f"({note})")

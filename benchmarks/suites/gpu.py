@@ -11,7 +11,7 @@ from peers import optional
 
 from townlet import device as devices
 from townlet.bench import gpu, peers
-from townlet.bench.problem import Gradients, Problem, Shape, check, draw, expected, ours
+from townlet.bench.problem import TF32, Gradients, Precision, Problem, Shape, check, draw, expected, judge, ours
 from townlet.bench.results import TIMES, Report, times
 
 SHAPES = (
@@ -26,9 +26,10 @@ TINY = (Shape(4, 3, 16, 32), Shape(4, 3, 16, 32, P=2))
 
 OURS, OURS_BF16 = "townlet fp32", "townlet bf16"
 LOOP, CUDNN, CUDNN_BF16 = "(a) step loop", "(b) nn.LSTM, cuDNN", "(c) nn.LSTM, cuDNN bf16"
+CUDNN_TF32 = "(b) nn.LSTM, cuDNN TF32"
 TRITON, TRITON_BF16 = "(e) TorchRL Triton, TF32", "(e) TorchRL Triton, bf16"
 
-Candidate = tuple[Callable[[], Gradients], torch.dtype]
+Candidate = tuple[Callable[[], Gradients], Precision]
 
 
 def _start(suite: str, title: str, quick: bool) -> tuple[Report, torch.device]:
@@ -67,6 +68,7 @@ def _candidates(report: Report, problem: Problem, half: Problem) -> dict[str, Ca
         OURS_BF16: (ours(half), rounded),
         LOOP: (_each_member(peers.step_loop, problem), full),
         CUDNN: (_each_member(peers.nn_lstm, problem), full),
+        CUDNN_TF32: (_each_member(lambda p: peers.nn_lstm(p, tf32=True), problem), TF32),
         CUDNN_BF16: (_each_member(lambda p: peers.nn_lstm(p, rounded), half), rounded),
     }
     module, reason = optional("torchrl_lstm")
@@ -74,11 +76,30 @@ def _candidates(report: Report, problem: Problem, half: Problem) -> dict[str, Ca
         report.note(f"{TRITON}: {reason}")
         return found
     try:
-        for name, which in ((TRITON, problem), (TRITON_BF16, half)):
-            found[name] = (_each_member(module.triton, which), rounded)  # TF32 keeps as few bits as that asks for
+        precisions: dict[str, tuple[Problem, Precision]] = {TRITON: (problem, TF32), TRITON_BF16: (half, rounded)}
+        for name, (which, precision) in precisions.items():
+            found[name] = (_each_member(module.triton, which), precision)
     except (RuntimeError, TypeError) as error:
         report.note(f"{TRITON}: {str(error).splitlines()[0]}")
     return found
+
+
+def _checked(report: Report, shape: Shape, candidates: dict[str, Candidate], want: Gradients) -> dict[str, float]:
+    """The errors of the candidates that may be timed. A peer that is wrong or fails is left out, and noted.
+
+    Errors: WrongResult where our own result is wrong.
+    """
+    errors: dict[str, float] = {}
+    for name, (call, precision) in candidates.items():
+        if name in (OURS, OURS_BF16):
+            errors[name] = check(name, call(), want, precision)
+            continue
+        verdict = judge(f"{shape}, {name}", call, want, precision)
+        if isinstance(verdict, str):
+            report.note(verdict)
+        else:
+            errors[name] = verdict
+    return errors
 
 
 def op(quick: bool) -> Report:
@@ -91,9 +112,8 @@ def op(quick: bool) -> Report:
     for shape in TINY if quick else SHAPES:
         problem, half = (draw(shape, compute_dtype=t).on(device) for t in (torch.float32, torch.bfloat16))
         candidates = _candidates(report, problem, half)
-        want = expected(problem)
-        errors = {name: check(name, call(), want, dtype) for name, (call, dtype) in candidates.items()}
-        timings = gpu.interleave({n: c for n, (c, _) in candidates.items()}, rounds=3 if quick else 20)
+        errors = _checked(report, shape, candidates, expected(problem))
+        timings = gpu.interleave({n: candidates[n][0] for n in errors}, rounds=3 if quick else 20)
         for name, timing in timings.items():
             bf16 = name.endswith("bf16")
             ratio = timing.minimum / timings[OURS_BF16 if bf16 else OURS].minimum

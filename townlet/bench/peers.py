@@ -6,7 +6,8 @@ in the dtype that the peer computes in before the clock starts, which is kind to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,14 +80,31 @@ def module_loss(online: nn.Module, target: nn.Module, i: Inputs) -> Tensor:
     return td_loss(online(i.online, i.h, i.c), q_target, i.action, i.reward, i.going, i.gamma)
 
 
-def nn_lstm(problem: Problem, dtype: torch.dtype = torch.float32, loss: Loss = module_loss) -> Update:
-    """Two nn.LSTM calls, the TD loss and autograd; with bfloat16, weights, inputs and states are bfloat16."""
+@contextmanager
+def cudnn_tf32(allowed: bool) -> Iterator[None]:
+    """Inside, whether cuDNN may round float32 operands to TF32, which torch lets it do by default; then as before."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def nn_lstm(
+    problem: Problem, dtype: torch.dtype = torch.float32, loss: Loss = module_loss, *, tf32: bool = False
+) -> Update:
+    """Two nn.LSTM calls, the TD loss and autograd; with bfloat16, weights, inputs and states are bfloat16.
+
+    tf32: on a GPU, float32 operands may be rounded to TF32. Without it float32 means float32, whatever torch's default.
+    """
     online, target = Net(problem.online, dtype=dtype), Net(problem.target, dtype=dtype)
     inputs, weights = Inputs(problem, dtype=dtype), list(online.parameters())
 
     def update() -> Gradients:
-        value = loss(online, target, inputs)
-        return _gradients(value, torch.autograd.grad(value, weights))
+        with cudnn_tf32(tf32):
+            value = loss(online, target, inputs)
+            return _gradients(value, torch.autograd.grad(value, weights))
 
     return update
 
