@@ -26,8 +26,11 @@ _ALIGN = 16  # floats: each parameter starts on a cache line
 
 
 def per_member(name: str, value: float | Sequence[float] | Tensor, members: int) -> Tensor:
-    """One float32 per member [P] from a number or P numbers; ValueError names the argument otherwise."""
-    out = torch.as_tensor(value, dtype=torch.float32)
+    """One float32 per member [P], on the CPU, from a number or P numbers wherever they lie.
+
+    Errors: ValueError naming the argument for another shape.
+    """
+    out = torch.as_tensor(value, dtype=torch.float32, device="cpu")
     if out.dim() == 0:
         out = out.expand(members)
     if tuple(out.shape) != (members,):
