@@ -111,7 +111,7 @@ def waiting() -> None:
 def waits_of(call: Callable[[], object]) -> dict[str, int]:
     before = GPU.waits.copy()
     call()
-    return dict(GPU.waits - before)
+    return dict(sorted((GPU.waits - before).items()))
 
 
 # ---- the update ---------------------------------------------------------------------------------------------------

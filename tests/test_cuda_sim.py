@@ -45,7 +45,7 @@ def test_what_a_gpu_refuses_is_refused_and_faults_turn_the_simulation_red(fake_g
         "act/gamma stays on the device": f"{MIXED} (aten.equal, a tensor [2] on the CPU)",
         "update_without_target/pins expanded tensors": OVERLAP,
         "update:conv/symbols of the CPU": "AssertionError: Counter({'a copy from the CPU': 4})",
-        "act/windows dropped by number": "AssertionError: {'a copy to the CPU': 1, 'a copy from the CPU': 1}",
+        "act/windows dropped by number": "AssertionError: {'a copy from the CPU': 1, 'a copy to the CPU': 1}",
         # what an update must not do
         "captured": "ok",
         "captured/item": f"{REFUSED}a number is read (aten._local_scalar_dense)",
