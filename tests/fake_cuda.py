@@ -7,20 +7,14 @@ With KERNELS "compiled" the operators' fake kernels run, with "twins" the twins.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import fake_gpu
+
 if __name__ == "__main__":  # before torch is imported
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None
-    assert spec.origin is not None
-    for library in ("libc10.so", "libtorch_cpu.so"):
-        ctypes.CDLL(str(Path(spec.origin).parent / "lib" / library), ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(sys.argv[1])
+    fake_gpu.load(sys.argv[1])
 
 import numpy as np
 import torch

@@ -7,7 +7,8 @@ writes results to where the first ones were. Whatever the update takes from Pyth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from townlet.graph import WARM_UP, Replayed, Step
+from townlet.graph import WARM_UP, CudaRecorder, Replayed, Step
 from townlet.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,3 +179,78 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_stands_and_says_so() -> None:
 def test_a_graph_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="graph is True; expected False, since the population is on cpu"):
         make([1], graph=True)
+
+
+class FakeStream(NamedTuple):
+    name: str
+    device: torch.device = torch.device("cuda", 0)
+
+
+CALLERS, RECORDERS = FakeStream("the caller's"), FakeStream("the recorder's")
+
+
+class FakeCuda:
+    """`torch.cuda` as far as a recording goes: which stream is current, and a graph that fails where it is told to.
+
+    The contexts `torch.cuda.graph` and `torch.cuda.stream` are torch's own.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, fails: str) -> None:
+        self.current, self.fails = CALLERS, fails
+        self.ran: list[FakeStream] = []  # the streams on which the step or a replay ran
+        instead = {
+            "synchronize": lambda: None, "empty_cache": lambda: None, "device": lambda device: nullcontext(),
+            "_get_device_index": lambda device, optional: 0, "current_stream": lambda device: self.current,
+            "set_stream": lambda stream: setattr(self, "current", stream), "CUDAGraph": lambda: self,
+        }  # fmt: skip
+        for name, value in instead.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def step(self) -> dict[str, Tensor]:
+        self.ran.append(self.current)
+        if self.fails == "step":
+            raise RuntimeError("the step fails")
+        return {}
+
+    def capture_begin(self, *pool: Any, **how: Any) -> None:
+        if self.fails == "capture_begin":
+            raise RuntimeError("the beginning fails")
+
+    def capture_end(self) -> None:
+        assert self.current == RECORDERS, "a capture ends on the stream where it began"
+        if self.fails in ("capture_end", "step"):
+            raise RuntimeError("the end fails")
+
+    def replay(self) -> None:
+        self.ran.append(self.current)
+
+
+@pytest.fixture
+def recorder() -> CudaRecorder:
+    out = CudaRecorder.__new__(CudaRecorder)  # without a GPU, which has the streams
+    out.device, out.stream, out.pool = RECORDERS.device, RECORDERS, (0, 1)  # type: ignore[assignment]
+    return out
+
+
+@pytest.mark.parametrize("fails", ["capture_begin", "step", "capture_end"])
+def test_where_a_capture_fails_the_callers_stream_is_current_again(
+    fails: str, recorder: CudaRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(monkeypatch, fails)
+    with pytest.raises(RuntimeError, match=r"the (beginning|end) fails"):
+        recorder.record(cuda.step)
+    assert cuda.current == CALLERS
+    # control: torch's own context leaves another one current
+    with pytest.raises(RuntimeError), torch.cuda.graph(cuda, pool=(0, 1), stream=RECORDERS):  # type: ignore[arg-type]
+        cuda.step()
+    assert cuda.current == RECORDERS
+
+
+def test_a_capture_runs_on_the_recorders_stream_and_is_replayed_on_the_callers(
+    recorder: CudaRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(monkeypatch, "")
+    recorder.record(cuda.step)
+    assert cuda.ran == [RECORDERS, CALLERS]
+    assert cuda.current == CALLERS

@@ -55,7 +55,10 @@ def total_memory(device: torch.device) -> int:
 
 
 def upload(value: Tensor, device: torch.device) -> Tensor:
-    """`value` on `device`. On the way to a GPU it passes through pinned memory, so that nobody waits for the copy."""
+    """`value` on `device`. On the way to a GPU it passes through pinned memory, so that nobody waits for the copy.
+
+    An expanded tensor is written out first: pinned memory takes over the strides, and cannot be filled where one is 0.
+    """
     if device.type == "cuda" and value.device.type == "cpu":
-        value = value.pin_memory()
+        value = value.contiguous().pin_memory()
     return value.to(device, non_blocking=True)

@@ -45,9 +45,17 @@ class CudaRecorder:
         return out
 
     def record(self, step: Step) -> tuple[dict[str, Tensor], Callable[[], object]]:
-        """Captures the step and replays it once: its results, and what replays it into the same tensors."""
+        """Captures the step and replays it once: its results, and what replays it into the same tensors.
+
+        Where the capture fails, the caller's stream is current again: `torch.cuda.graph` alone leaves its own stream
+        current when the beginning or the end of a capture raises, so a context around it puts the stream back.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+        ):
             out = step()
         graph.replay()
         return out, graph.replay

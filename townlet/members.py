@@ -23,17 +23,17 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def per_member(name: str, value: float | Sequence[float] | Tensor, members: int) -> Tensor:
-    """One float32 per member, [P].
+    """One float32 per member, [P], on the CPU.
 
     Args:
         name: of the argument, for the error.
-        value: a number, or P numbers.
+        value: a number, or P numbers wherever they lie.
         members: P.
 
     Raises:
         ValueError: the value has another shape.
     """
-    out = torch.as_tensor(value, dtype=torch.float32)
+    out = torch.as_tensor(value, dtype=torch.float32, device="cpu")
     if out.dim() == 0:
         out = out.expand(members)
     if tuple(out.shape) != (members,):

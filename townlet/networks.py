@@ -285,8 +285,6 @@ class RecurrentConvQNetwork(_LSTMWithHead):
             height, width = ((side - layer.kernel) // layer.stride + 1 for side in (height, width))
             channels = layer.channels
         self._inputs = channels * height * width + obs_size - image.size  # of the first layer behind the convolutions
-        symbols = enumerate(image.symbols or ())
-        self._symbols = torch.tensor([[c, value] for c, n in symbols for value in range(n)], dtype=torch.int64)
         super().__init__(obs_size, n_actions, (self._inputs, *encoder)[-1], hidden_size, head_size, dueling)
 
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -308,8 +306,9 @@ class RecurrentConvQNetwork(_LSTMWithHead):
         if im.symbols is None:
             x = (x - im.low) * im.scale
         else:
-            channel, value = self._symbols.to(x.device).unbind(1)
-            x = (x.index_select(-1, channel) == value).to(x.dtype)
+            # counted on the image's own device: numbers brought from the CPU would end a CUDA graph's capture
+            values = [torch.arange(n, device=x.device) for n in im.symbols]
+            x = torch.cat([x[..., c : c + 1] == value for c, value in enumerate(values)], -1).to(x.dtype)
         return x.reshape(N, im.height, im.width, P * im.planes).permute(0, 3, 1, 2)
 
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:

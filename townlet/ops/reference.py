@@ -519,7 +519,7 @@ def replay_write(
         slot = upload((stream * ring + step % ring)[opening] // stride, device)
         for store, value in states:
             store[slot] = value[:, i][upload(opening, device)]
-        tables.start[slot] = -1
+        tables.start.index_fill_(0, slot, -1)  # `start[slot] = -1` would copy the number to a GPU and wait for that
         # a window is complete with its last observation, if the ring still holds its start at the end of this call
         begun = step - seq_len
         complete = ((begun >= 0) & (begun % stride == 0) & (begun > last - ring)).nonzero().flatten()
