@@ -120,6 +120,13 @@ T unbits(std::uint64_t u) {
 
 inline void __syncthreads(EMU_AT) { emu::sync_block(file, line); }
 inline void __syncwarp(unsigned m = ~0u, EMU_AT) { emu::warp(m, 0, emu::kSync, 0, 32, file, line); }
+inline unsigned __clusterRelativeBlockRank() { return emu::group_rank(); }
+inline void* __cluster_map_shared_rank(void* own, unsigned rank, EMU_AT) {
+  return emu::peer_shared(own, int(rank), file, line);
+}
+inline void __cluster_barrier_arrive(EMU_AT) { emu::arrive_group(emu::kCluster, file, line); }
+inline void __cluster_barrier_wait(EMU_AT) { emu::wait_group(emu::kCluster, file, line); }
+inline void __trap() { __builtin_trap(); }
 inline void __nanosleep(unsigned) { emu::yield_now(); }
 namespace emu {
 // What the device does with red.release and ld.acquire: ThreadSanitizer understands these, but no fences.

@@ -1,7 +1,8 @@
-// The resident kernels on the host for the tests: the very same resident.cu against tests/emu/cuda_runtime.h, behind
+// The resident kernels on the host for the tests: the very same sources against tests/emu/cuda_runtime.h, behind
 // two C functions (ctypes calls them).  Sizes and pointers come in the order of the structs in unroll.h.
 #include "../../csrc/cuda/plan.h"
-#include "../../csrc/cuda/resident.cu"
+#include "../../csrc/cuda/resident.cpp"
+#include "resident.cpp"
 
 #include <exception>
 #include <string>
