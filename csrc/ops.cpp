@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "cuda/plan.h"
 #include "net.h"
 
 // P members, B sequences, S transitions, T steps, E rows, D features, H hidden, F head hidden, A actions.
@@ -45,7 +44,7 @@ STABLE_TORCH_LIBRARY(townlet, m) {
       "td_unroll_scratch(int P, int B, int S, int D, int H, int head, int A, bool dueling, int burn_in, bool bf16, "
       "bool param_grads, bool feature_grads) -> int");
   // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
-  m.def("unroll_plan(int arch, int sms, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
+  m.def("unroll_plan(int device, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
   // bytes that the last call on any thread took from the scratch pool
   m.def("last_scratch() -> int");
   // y, h_T, c_T, and what the backward pass needs (empty where not asked for)
@@ -227,12 +226,6 @@ TDValues td_unroll_into_cpu(const Tensor& w_ih, const Tensor& w_hh, const Tensor
                 &grad);
 }
 
-std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16,
-                        int64_t chains, bool backward) {
-  const cuda::Gpu gpu{static_cast<int>(arch), static_cast<int>(sms)};
-  return cuda::describe(cuda::plan_unroll(gpu, {P, B, T, H, bf16, static_cast<int>(chains), backward}));
-}
-
 int64_t td_unroll_scratch(int64_t P, int64_t B, int64_t S, int64_t D, int64_t H, int64_t head, int64_t A, bool dueling,
                           int64_t burn_in, bool bf16, bool param_grads, bool feature_grads) {
   float wanted = 0.0f;
@@ -361,7 +354,6 @@ STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("bf16_pack", TORCH_BOX(&townlet::bf16_pack));
   m.impl("isa", TORCH_BOX(&townlet::isa));
   m.impl("td_unroll_scratch", TORCH_BOX(&townlet::td_unroll_scratch));
-  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
   m.impl("last_scratch", TORCH_BOX(&townlet::last_scratch));
   m.impl("isa_levels", TORCH_BOX(&townlet::isa_levels));
 }

@@ -13,4 +13,13 @@ int resident_unroll_backward(const Resident& s, const UnrollBackward& a, void* s
   return run(s, a, scratch, stream);
 }
 
+int64_t resident_groups_at_once(const Resident& s, bool backward) {
+  if (backward) {
+    return s.bf16 ? ResidentLaunch<UnrollBackward, true>::groups_at_once(s)
+                  : ResidentLaunch<UnrollBackward, false>::groups_at_once(s);
+  }
+  return s.bf16 ? ResidentLaunch<UnrollForward, true>::groups_at_once(s)
+                : ResidentLaunch<UnrollForward, false>::groups_at_once(s);
+}
+
 }  // namespace townlet::cuda

@@ -57,4 +57,9 @@ int ResidentLaunch<Problem, bf16>::run(const Resident& s, const Problem& problem
   return launch(choose<Problem, bf16>(s), shape, stream, problem, s, static_cast<char*>(scratch));
 }
 
+template <class Problem, bool bf16>
+int64_t ResidentLaunch<Problem, bf16>::groups_at_once(const Resident& s) {
+  return blocks_at_once(choose<Problem, bf16>(s), shape_of(s, std::is_same_v<Problem, UnrollBackward>, 1)) / s.blocks;
+}
+
 }  // namespace townlet::cuda
