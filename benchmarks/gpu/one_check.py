@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from townlet import _native, doctor
+from townlet import _build, _native
 from townlet import device as devices
 from townlet.bench.problem import NAMES, Shape, draw, expected, judge, ours
 
@@ -18,7 +18,7 @@ def main() -> int:
     print(f"torch {torch.__version__} on {devices.describe(device)}")
     print(f"CUDA kernels loaded: {_native.CUDA}{f' ({_native.WHY_NOT_CUDA})' if _native.WHY_NOT_CUDA else ''}")
     if device.type == "cuda":
-        print(doctor.cuda_kernel_in_use())
+        print(_build.cuda_kernel_in_use())
         if not _native.CUDA:
             return 1
     right = True
