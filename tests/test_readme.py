@@ -79,3 +79,17 @@ def test_the_benchmark_tables_are_those_of_the_results(tmp_path: Path, monkeypat
         readme.fill(ROOT / "benchmarks" / "results", list(SUITES))
         assert page.read_text(encoding="utf-8") == committed  # the second is the control: a figure by hand is undone
     assert text != committed
+
+
+def stale_paths(text: str) -> list[str]:
+    """The paths below docs/ that a text names and that are not there."""
+    return [path for path in re.findall(r"\bdocs/[\w/-]+\.(?:md|png)\b", text) if not (ROOT / path).exists()]
+
+
+def test_pages_that_are_named_in_passing_are_there() -> None:
+    folders = ("benchmarks", "examples", "tests")
+    files = [*ROOT.glob("*.md"), *(p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".yaml"))]
+    stale = {path.name: found for path in files if (found := stale_paths(path.read_text(encoding="utf-8")))}
+    assert stale == {}
+    gone = "/".join(["docs", "moved.md"])
+    assert stale_paths(f"see README.md and {gone}") == [gone]  # the control
