@@ -131,7 +131,7 @@ merges = "a: &a {x: 1}\n" + "".join(
         ("- " * 20_000, "nested too deeply"),
         ("seed:\n\t- 1", "is not YAML"),
         ("#" * (plain_yaml.LARGEST + 1), "larger than a file of settings can be"),
-        ("seed: 2024-02-30", "it holds an invalid value"),
+        ("seed: 2024-02-30", "an invalid value"),
         ("a: 1", "'a' is not a setting"),
         ("seed: " + "9" * 30, r"seed=9+: expected an integer"),
         ("seed: " + "x" * 5000, "seed='x+[.]{3}x+': expected an integer"),

@@ -177,6 +177,6 @@ def test_auto_takes_convolutions_where_there_is_an_image_and_they_learn():
 
 
 def test_conv_without_an_image_is_named():
-    with pytest.raises(ValueError, match=r"network is conv; expected an image .* in what CartPole-v1 shows: Box"):
+    with pytest.raises(ValueError, match=r"CartPole-v1: network=conv: expected an image .* in Box"):
         Trainer(tiny(env="CartPole-v1", network="conv"))
     assert isinstance(Trainer(tiny(env="CartPole-v1")).network, RecurrentQNetwork)

@@ -497,7 +497,7 @@ def test_a_port_in_use(trained, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", str(trained), "--port", str(port)]) == 2
     said = capsys.readouterr().err
-    assert f"--port is {port}, which cannot be had (Address already in use); " in said
+    assert f"--port {port}: Address already in use; another one is free: --port " in said
     assert main(["serve", str(trained), "--port", "70000"]) == 2
     assert "expected 0 (a free one) to 65535" in capsys.readouterr().err
     assert main(["serve", str(trained / "nowhere"), "--port", "0"]) == 2

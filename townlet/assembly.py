@@ -44,9 +44,9 @@ def check_agents(config: Config, worlds: VectorAdapter) -> None:
     """ValueError unless environments and episodes of a member fill whole copies of a world with several agents."""
     M = getattr(worlds.env, "agents_per_copy", 1)
     names = ("num_envs", "eval_episodes", "final_eval_episodes")
-    wrong = [f"{name} is {getattr(config, name)}" for name in names if getattr(config, name) % M]
+    wrong = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) % M]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)}; expected multiples of {M}, the agents of one {config.env}")
+        raise ValueError(f"{', '.join(wrong)}: expected multiples of {M}, the agents of one {config.env}")
 
 
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
@@ -68,9 +68,7 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
         conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
         return RecurrentConvQNetwork(*sizes, image, conv, **layers)
     if asked:
-        raise ValueError(
-            f"network is conv; expected an image (a Box of three axes) in what {worlds.name} shows: {space}"
-        )
+        raise ValueError(f"{worlds.name}: network=conv: expected an image (a Box of three axes) in {space}")
     return RecurrentQNetwork(*sizes, **layers)
 
 
@@ -89,7 +87,7 @@ def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
     )
 
 
-def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwork, legal: bool) -> dict[str, Any]:
+def replay_sizes(config: Config, worlds: VectorAdapter, network: Any, legal: bool) -> dict[str, Any]:
     """Arguments of `SequentialReplayBuffer` that decide its size."""
     return {
         "members": config.members,
@@ -104,17 +102,15 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwor
     }
 
 
-def memory_statement(
-    config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
-) -> str:
+def memory_statement(config: Config, replay_sizes: dict[str, Any], network: Any, device: torch.device) -> str:
     """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
     machine = devices.total_memory(device)
     if replay.nbytes + weights > machine:
         raise ValueError(
-            f"capacity is {config.capacity}, so replay and weights need {_bytes(replay.nbytes + weights)}; expected at "
-            f"most the {_bytes(machine)} of {devices.device_name(device)} (lower capacity or members)"
+            f"capacity={config.capacity}: replay and weights need {_bytes(replay.nbytes + weights)}, "
+            f"{devices.device_name(device)} has {_bytes(machine)}; lower capacity or members"
         )
     streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
     return (

@@ -41,8 +41,7 @@ class Learner:
         td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
         graph: on a GPU, record the update as a CUDA graph after a few calls and replay it from then on.
 
-    Raises:
-        ValueError: an argument is wrong; it is named.
+    Errors: ValueError naming the argument.
     """
 
     def __init__(
@@ -102,10 +101,9 @@ class Learner:
             where that norm was clipped; `priority`, the mean over the batch; `valid`, the share of transitions after
             burn-in that were trained on.
 
-        Raises:
-            ValueError: replay does not hold a window yet, or observations, loss or gradients of some members, which are
-                named, are not finite (where the population defers checks, its `check` raises). No parameter has been
-                touched.
+        Errors: ValueError when replay does not hold a window yet, or naming the members whose observations, loss or
+            gradients are not finite (where the population defers checks, by its `check`); no parameter has been
+            touched then.
         """
         draws = devices.upload(self.replay.draw(self.batch_size), self.replay.device)
         syncs = self.use_target and (self.updates + 1) % self.sync_every == 0
@@ -194,7 +192,7 @@ class Learner:
         return {"updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned. Raises ValueError for other keys."""
+        """Takes over what `state_dict` returned. Errors: ValueError for other keys."""
         if set(state) != {"updates"}:
             raise ValueError(f"learner state holds {sorted(state)}; expected ['updates']")
         self.updates = int(state["updates"])

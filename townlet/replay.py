@@ -82,9 +82,8 @@ class SequentialReplayBuffer:
 
     The memory needed is logged before it is allocated; `measure` tells it beforehand.
 
-    Raises:
-        ValueError: an argument is wrong, or the capacity does not hold one window per environment; it is named.
-        MemoryError: the machine does not have that much memory; the sizes are named.
+    Errors: ValueError naming the argument, also where the capacity does not hold one window per environment;
+        MemoryError with the sizes when the machine does not have that much.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class SequentialReplayBuffer:
         stride: int | None = None,
         store_legal: bool = True,
     ) -> ReplaySize:
-        """Ring length, window slots and bytes of a buffer, not allocated. Raises ValueError as the class does."""
+        """Ring length, window slots and bytes of a buffer, without allocating it. Errors: ValueError as the class."""
         sizes = (("members", members), ("num_envs", num_envs), ("capacity", capacity), ("obs_size", obs_size))
         for name, value in (*sizes, ("n_actions", n_actions), ("hidden_size", hidden_size), ("seq_len", seq_len)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -252,8 +251,7 @@ class SequentialReplayBuffer:
             mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world
                 (NEXT_STEP autoreset; `add_final` stores what the other modes show).
 
-        Raises:
-            ValueError: an argument is wrong; it is named, and nothing has been stored.
+        Errors: ValueError naming the argument; nothing has been stored then.
         """
         P, E = self.members, self.num_envs
         steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
@@ -281,8 +279,7 @@ class SequentialReplayBuffer:
             obs: [K, obs_size], finite, member by member. legal: [K, A] bool, or None for all legal.
             h, c: [P, E, H], the acting state *before* these observations.
 
-        Raises:
-            ValueError: an argument is wrong; it is named, and nothing has been stored.
+        Errors: ValueError naming the argument; nothing has been stored then.
         """
         whole = self._check({"mask": ended, "h": h, "c": c}, (self.members, self.num_envs))
         which = whole["mask"].flatten().nonzero().flatten()
@@ -323,8 +320,7 @@ class SequentialReplayBuffer:
         The same stream may receive live steps later if they begin with an episode's first observation; a live episode
         that an added one interrupts loses its last transition (it is masked).
 
-        Raises:
-            ValueError: an argument is wrong; it is named, and nothing has been stored.
+        Errors: ValueError naming the argument; nothing has been stored then.
         """
         if not 0 <= member < self.members:
             raise ValueError(f"member is {member}; expected 0..{self.members - 1}")
@@ -410,14 +406,13 @@ class SequentialReplayBuffer:
         Importance weights (Schaul et al. 2016): (N * probability)**-beta over the member's N windows, divided by the
         largest in the member's batch; ones when uniform.
 
-        Raises:
-            ValueError: a member does not hold a complete window yet (the message says what is missing), or batch_size
-                is below 1.
+        Errors: ValueError when a member does not hold a complete window yet (saying what is missing), or for a
+            batch_size below 1.
         """
         return self.windows_at(devices.upload(self.draw(batch_size), self.device))
 
     def draw(self, batch_size: int) -> Tensor:
-        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Raises as `sample`."""
+        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU. Errors: as `sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         lacking = self.missing()
@@ -470,9 +465,8 @@ class SequentialReplayBuffer:
         A window drawn twice takes one of its values. good: a bool [] on the buffer's device; where it is False nothing
         is changed, and with it nothing is checked here, so that nobody waits for the device.
 
-        Raises:
-            ValueError: `priority` has another shape or, without `good`, holds values that are negative or not finite
-                (the members are named); nothing has been changed.
+        Errors: ValueError for another shape and, without `good`, for values that are not finite and non-negative
+        (naming the members); nothing has been changed then.
         """
         if tuple(priority.shape) != tuple(sample.slot.shape):
             raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
@@ -526,8 +520,7 @@ class SequentialReplayBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` of a buffer with the same arguments returned.
 
-        Raises:
-            ValueError: something is missing or differs; it is named, and nothing has been changed.
+        Errors: ValueError naming what is missing or differs; nothing has been changed then.
         """
         mine = self.state_dict()
         if set(state) != set(mine) or set(state["data"]) != set(self._data):

@@ -15,7 +15,6 @@ import numpy as np
 
 from . import mind
 from .assembly import open_worlds
-from .envs import TownVectorEnv
 from .evaluation.agent import Agent
 from .evaluation.play import GreedyActor
 
@@ -114,7 +113,7 @@ def episode(
     n, memory = worlds.num_envs, memory and config.memory
     thinker = mind.Thinker(agent.network, params, memory=memory)
     others = GreedyActor(agent.network, params, n - 1, memory=memory)
-    seen = mind.SeenMap(worlds.env.args) if isinstance(worlds.env, TownVectorEnv) else None
+    seen = mind.SeenMap(worlds.env.args) if config.is_town else None  # type: ignore[attr-defined]
     names = mind.labels(worlds.action_names)
     try:
         obs, legal = worlds.reset([seed] * n)

@@ -19,7 +19,7 @@ import numpy as np
 from .. import mind
 from ..assembly import open_worlds
 from ..checkpoint import CheckpointError
-from ..envs import TownVectorEnv, render
+from ..envs import render
 from ..envs.adapter import VectorAdapter
 from ..envs.rules import BUILDINGS, METERS
 from ..evaluation.agent import Agent
@@ -35,7 +35,7 @@ class Gone(ValueError):
 
 
 class Player:
-    """Plays one episode, for the page that started last. Safe to call from several threads."""
+    """Plays for whoever started last. Safe to call from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,18 +43,15 @@ class Player:
         self._episode: _Episode | None = None
 
     def start(self, run: Run, *, member: int, memory: bool, seed: int) -> dict[str, Any]:
-        """Begin a new episode with the newest weights.
-
-        Returns:
-            What does not change during the episode, and its first frame.
+        """A new episode with the newest weights: what does not change in it, and its first frame.
 
         Raises:
-            ValueError: there is no agent yet, it has no member ``member``, or its world cannot be opened.
+            ValueError: there is no agent yet, ``member`` is none of its members, or its world cannot be opened.
         """
         with self._lock:
             agent = self._agent(run)
             if not 0 <= member < agent.config.members:
-                raise ValueError(f"member is {member}; expected 0 to {agent.config.members - 1}")
+                raise ValueError(f"member={member}: expected 0 to {agent.config.members - 1}")
             if self._episode is not None:
                 self._episode.close()
                 self._episode = None
@@ -107,8 +104,8 @@ class _Episode:
         self.agent, self.member, self.seed = agent, member, seed
         self.memory = memory and agent.config.memory
         self.worlds, self.pictures = _open(agent)
-        self.town = self.worlds.env if isinstance(self.worlds.env, TownVectorEnv) else None
-        self.seen = None if self.town is None else mind.SeenMap(self.town.args)
+        self.args = self.worlds.env.args if agent.config.is_town else None  # type: ignore[attr-defined]
+        self.seen = None if self.args is None else mind.SeenMap(self.args)
         self.thinker = mind.Thinker(agent.network, agent.member(member), memory=self.memory)
         obs, legal = self.worlds.reset([seed])
         self.t, self.score, self.over, self.cut = 0, 0.0, False, False
@@ -134,8 +131,10 @@ class _Episode:
         self.score += float(step.reward[0])
         self.cut = bool(step.truncated[0]) or self.t >= self.agent.config.eval_max_steps
         self.over = self.cut or bool(step.over[0])
-        if step.final_obs is not None and bool(step.over[0]):
-            self._think(step.final_obs, step.final_legal)  # step.obs is the next episode's, and so is the picture
+        if step.final_obs is not None and bool(
+            step.over[0]
+        ):  # step.obs belongs to the next episode, and so does the picture
+            self._think(step.final_obs, step.final_legal)
             return self.frame()
         self._think(step.obs, step.legal)
         if self.pictures:
@@ -156,9 +155,9 @@ class _Episode:
             "actions": mind.labels(self.worlds.action_names),
             "pictures": self.pictures,
         }
-        if self.town is None:
+        if self.args is None:
             return out
-        scene = self._scene(self.town)
+        scene = self._scene()
         town = {
             "title": scene.title,
             "size": scene.size,
@@ -167,11 +166,23 @@ class _Episode:
             "max_steps": scene.max_steps,
             "meters": list(METERS),
             "still": list(render.still_meters(scene)),
-            "buildings": [
-                _building(kind, *cell, temporal=self.town.args.temporal) for kind, cell in scene.cells.items()
-            ],
+            "buildings": [self._building(kind, *cell) for kind, cell in scene.cells.items()],
         }
         return out | {"town": town}
+
+    def _building(self, kind: int, x: int, y: int) -> dict[str, Any]:
+        building = BUILDINGS[kind]
+        opens, closes = building["hours"]
+        return {
+            "kind": kind,
+            "name": building["name"],
+            "x": x,
+            "y": y,
+            "ticks": building["ticks"] if self.args.temporal else 1,  # type: ignore[union-attr]
+            "opens": opens,
+            "closes": closes,
+            "offer": render.offer(kind, self.args.temporal),  # type: ignore[union-attr]
+        }
 
     def frame(self) -> dict[str, Any]:
         """The episode as it stands: what the agent feels, thinks and is about to do."""
@@ -190,15 +201,15 @@ class _Episode:
             "over": self.over,
             "cut": self.cut,
         }
-        if self.town is not None:
-            return out | self._in_town(self.town)
+        if self.args is not None:
+            return out | self._town()
         return out | {"picture": self.picture, "obs": _short(thought.obs[:_SHOWN_NUMBERS])}
 
-    def _scene(self, town: TownVectorEnv) -> render.Scene:
-        return render.scene(town.args, town.get_state(), 0, self.action)
+    def _scene(self) -> render.Scene:
+        return render.scene(self.args, self.worlds.env.get_state(), 0, self.action)  # type: ignore[arg-type,attr-defined]
 
-    def _in_town(self, town: TownVectorEnv) -> dict[str, Any]:
-        scene = self._scene(town)
+    def _town(self) -> dict[str, Any]:
+        scene = self._scene()
         assert self.seen is not None
         x, y = scene.agent
         return {
@@ -216,21 +227,6 @@ class _Episode:
 
     def close(self) -> None:
         self.worlds.close()
-
-
-def _building(kind: int, x: int, y: int, *, temporal: bool) -> dict[str, Any]:
-    building = BUILDINGS[kind]
-    opens, closes = building["hours"]
-    return {
-        "kind": kind,
-        "name": building["name"],
-        "x": x,
-        "y": y,
-        "ticks": building["ticks"] if temporal else 1,
-        "opens": opens,
-        "closes": closes,
-        "offer": render.offer(kind, temporal),
-    }
 
 
 def _open(agent: Agent) -> tuple[VectorAdapter, bool]:

@@ -66,9 +66,9 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 other = free.getsockname()[1]
-            raise ValueError(f"--port is {port}, which cannot be had ({error.strerror}); {other} is free") from None
+            raise ValueError(f"--port {port}: {error.strerror}; another one is free: --port {other}") from None
         except OverflowError:
-            raise ValueError(f"--port is {port}; expected 0 (a free one) to 65535") from None
+            raise ValueError(f"--port {port}: expected 0 (a free one) to 65535") from None
 
     @property
     def url(self) -> str:
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         run = self._run(query)
         seed = _integer(query, "seed", 0)
         if not 0 <= seed < 2**53:
-            raise Refused(HTTPStatus.BAD_REQUEST, f"seed is {seed}; expected 0 to 2^53 - 1")
+            raise Refused(HTTPStatus.BAD_REQUEST, f"seed={seed}: expected 0 to 2^53 - 1")
         member, memory = _integer(query, "member", 0), query.get("memory", "1") != "0"
         self._json(self.server.player.start(run, member=member, memory=memory, seed=seed))
 
@@ -254,7 +254,7 @@ _ROUTES: dict[str, Callable[[_Handler, dict[str, str]], None]] = {
 def _integer(query: dict[str, str], name: str, default: int) -> int:
     text = query.get(name, str(default))
     if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{name} is {text}; expected an integer")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{name}={text}: expected an integer")
     return int(text)
 
 
