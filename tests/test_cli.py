@@ -151,6 +151,22 @@ def test_yaml_and_flags(tmp_path, capsys):
     assert "memory: replay" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eval", "r", "--episodes", "0"], "argument --episodes: the value is 0; expected at least 1"),
+        (["eval", "r", "--seed", "-1"], "argument --seed: the value is -1; expected at least 0"),
+        (["train", "--env-args", "size"], "--env-args is 'size'; expected key=value"),
+        (["train", "--lr", "["], "argument --lr: the value is '[', which is not YAML"),
+    ],
+)
+def test_flags_that_cannot_be_read_name_themselves(argv, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_resume_continues_a_finished_run(tmp_path, capsys):
     folder = str(tmp_path / "r")
     assert main(["train", *arguments(tiny(total_steps=80, final_eval_episodes=0)), "--run-dir", folder]) == 0
@@ -159,7 +175,9 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["env_steps"] == 120
     assert main(["train", "--resume", folder, "--lr", "1"]) == 2
     assert main(["train", "--resume", folder, "--config", "x"]) == 2
-    assert "lr cannot change" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lr cannot change" in said
+    assert "--config and --resume are given; expected one" in said
 
 
 @pytest.mark.parametrize(
@@ -230,6 +248,7 @@ def test_eval_and_watch_in_another_world(clock_run, tmp_path, capsys):
     assert "bed-sitter" not in text
     assert "at cap" not in text
     assert main(["eval", str(clock_run), "--picture", "x.png"]) == 2
+    assert "--picture is given for a run in worlds:SavableClock-v0; expected a run" in capsys.readouterr().err
     assert main(["watch", str(clock_run)]) == 0
     assert "tick 0 of " in capsys.readouterr().out
     assert main(["watch", str(clock_run), "--gif", str(tmp_path / "c.gif")]) == 0
