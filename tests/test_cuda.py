@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from op_cases import Case, Problem, deviation, draw_decided, evaluate, kernel_td_unroll
-from resident_cases import FORMS
 from op_values import (
     BASE,
     BFLOAT16_GRADIENTS,
@@ -26,6 +25,7 @@ from op_values import (
     unroll,
     unroll_case,
 )
+from resident_cases import FORMS
 from test_learner import make, state_of
 from torch import Tensor
 from worlds import clock

@@ -15,7 +15,6 @@ import torch
 from cuda_emu import emu, evaluate, lstm_unroll, pack, td_unroll
 from op_cases import Case, Deviation, deviation, draw, draw_decided
 from op_cases import evaluate as evaluate_twin
-from resident_cases import FORMS
 from op_values import (
     BASE,
     BFLOAT16_GRADIENTS,
@@ -24,6 +23,7 @@ from op_values import (
     check,
     orthogonal_array,
 )
+from resident_cases import FORMS
 from torch import Tensor
 
 from townlet import reference

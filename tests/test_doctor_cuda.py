@@ -11,10 +11,10 @@ from cuda_emu import emu
 
 from townlet import _build, _native, cli, doctor, doctor_cuda, ops
 from townlet import device as devices
-from townlet.ops import TDOutput, backend
 from townlet.bench import gpu, peers
 from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
+from townlet.ops import TDOutput, backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = doctor.CPU

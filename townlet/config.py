@@ -226,7 +226,7 @@ class Config:
 
     pbt_every: int = _setting(
         0,
-        "environment steps per member between events of population based training (docs/guides/populations.md); 0 for none",
+        "steps per member between events of population based training (docs/guides/populations.md); 0 for none",
         least=0,
     )
     pbt_fraction: float = _setting(
