@@ -22,7 +22,7 @@ from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
 from townlet.bench.town import acting_trainer
 from townlet.ops import ActorParams, RecurrentQParams
-from townlet.trainer import Trainer
+from townlet.training.trainer import Trainer
 
 TOLERANCE = 1e-5
 """Largest absolute error of Q-values and state against float64 (seen: 4e-7)."""

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from townlet.checkpoint import CheckpointError
-from townlet.config import Config
 from townlet.evaluate import Evaluation
-from townlet.folder import write_json
-from townlet.progress import Progress
 from townlet.report import Agent
-from townlet.trainer import Trainer
+from townlet.runs.checkpoint import CheckpointError
+from townlet.runs.folder import write_json
+from townlet.settings.config import Config
+from townlet.training.progress import Progress
+from townlet.training.trainer import Trainer
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 ROOT = SETTINGS.parents[1]

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from townlet.config import Config
 from townlet.evaluate import mean_interval
 from townlet.report import Agent
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 SPREADS = {"wide": "log:1e-6:1e-1", "low": "log:1e-6:1e-4"}
 SETTINGS: dict[str, Any] = {

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from townlet import ops
-from townlet.config import Config
-from townlet.networks import cut_memory
+from townlet.learning.networks import cut_memory
 from townlet.report import Agent
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 

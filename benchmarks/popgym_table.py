@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 from peers.budget import Budget
 
-from townlet.config import Config
 from townlet.evaluate import mean_interval
+from townlet.settings.config import Config
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 # Where an action's consequence comes late: the cart drifts out of bounds over a hundred steps, which a horizon of five
@@ -79,7 +79,7 @@ def train_ours(world: str, method: str, config: Config) -> dict[str, Any]:
     from popgym_cartpole import zeroed_target
 
     from townlet.report import Agent
-    from townlet.trainer import Trainer
+    from townlet.training.trainer import Trainer
 
     trainer = Trainer(config, record=False, td_unroll=zeroed_target if method == "zeroed-target" else None)
     begun, cpu = time.perf_counter(), time.process_time()

@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _no_gpu() -> str:
-    from townlet.device import missing
+    from townlet.support.devices import missing
 
     return missing()
 

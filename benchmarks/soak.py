@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from townlet.config import Config
-from townlet.html.run import LiveReport
-from townlet.trainer import Trainer
+from townlet.reports.html.run import LiveReport
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 STRETCHES = 8
 UNITS = {"rss": ("resident memory", "KiB"), "objects": ("Python objects", ""), "files": ("open files", ""),

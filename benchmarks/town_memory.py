@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from townlet import plots
-from townlet.config import Config
-from townlet.folder import write_json
 from townlet.report import Agent, Report, Row, compare
+from townlet.reports import plots
+from townlet.runs.folder import write_json
+from townlet.settings.config import Config
 
 KINDS: dict[str, list[str]] = {"lstm": [], "memoryless": ["--no-memory"]}
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from townlet.envs.town import TownArgs
-from townlet.learner import Learner
-from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from townlet.learning.learner import Learner
+from townlet.learning.networks import RecurrentQNetwork, RecurrentSpatialQNetwork
+from townlet.learning.population import VectorizedPopulation
+from townlet.learning.replay import ReplaySample, SequentialReplayBuffer
 from townlet.ops import TDSpec
-from townlet.population import VectorizedPopulation
-from townlet.replay import ReplaySample, SequentialReplayBuffer
 
 GAMMA, LR, CLIP = 0.99, 1e-3, 10.0
 

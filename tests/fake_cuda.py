@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from townlet import _native, ops
-from townlet import device as devices
 from townlet.evaluate import GreedyActor
-from townlet.learner import Learner
+from townlet.learning.learner import Learner
 from townlet.ops import reference
+from townlet.support import devices
 
 CUDA = torch.device("cuda", 0)
 ON_THE_HOST = {"_count", "_closed", "_keys"}  # of the replay buffer and of the population

@@ -27,9 +27,11 @@ import tensorboard.summary.writer.record_writer  # noqa: F401  here, once, and n
 import torch
 from worlds import tiny
 
-from townlet import plots, report, sessions
-from townlet.config import Config
-from townlet.trainer import Trainer
+from townlet import report
+from townlet.reports import plots
+from townlet.runs import sessions
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 SHORT = {"total_steps": 40, "learning_starts": 28, "log_every": 16, "checkpoint_every": 16}
 LONG = {"total_steps": 480, "log_every": 16, "checkpoint_every": 12, "eval_every": 100}

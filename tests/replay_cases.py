@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from townlet.replay import SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
 
 OBS, A, H = 2, 3, 2
 

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from townlet import _native
-from townlet import device as devices
-from townlet import learner as learners
-from townlet.graph import Step
+from townlet.learning import learner as learners
+from townlet.learning.cuda_graph import Step
+from townlet.support import devices
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 

@@ -29,13 +29,15 @@ from test_learner import make, state_of
 from torch import Tensor
 from worlds import clock, tiny
 
-from townlet import device as devices
-from townlet import doctor_cuda, learner, ops, reference
-from townlet.graph import WARM_UP, Replayed
-from townlet.learner import Learner
-from townlet.networks import RecurrentConvQNetwork
+from townlet import ops, reference
+from townlet.doctor import cuda as doctor_cuda
+from townlet.learning import learner
+from townlet.learning.cuda_graph import WARM_UP, Replayed
+from townlet.learning.learner import Learner
+from townlet.learning.networks import RecurrentConvQNetwork
 from townlet.report import Agent, compare
-from townlet.trainer import Trainer
+from townlet.support import devices
+from townlet.training.trainer import Trainer
 
 # ---- the device itself --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from worlds import clock
 from townlet.envs.adapter import VectorAdapter
 from townlet.envs.ids import TOWN_ID
 from townlet.envs.make import make_worlds
-from townlet.trainer import Trainer
+from townlet.training.trainer import Trainer
 
 
 class Odd(gymnasium.Env):

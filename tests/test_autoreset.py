@@ -11,13 +11,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_trainer import same
 from worlds import SavableClock, clock
 
-from townlet import ops, reference, watch
+from townlet import ops, reference
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import evaluate_policy
-from townlet.replay import SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
 from townlet.report import Agent
 from townlet.serve.play import _open
-from townlet.trainer import Trainer
+from townlet.training.trainer import Trainer
+from townlet.watch.episode import episode as watch
 
 MODES = list(AutoresetMode)
 LENGTHS = [((2, "terminated"), (3, "truncated")), ((3, "truncated"), (1, "terminated"), (1, "truncated"))]

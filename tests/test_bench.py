@@ -16,8 +16,8 @@ from townlet import cli, ops
 from townlet.bench import machine, peers, results, short, town
 from townlet.bench.problem import Shape, WrongResult, check, draw, expected, ours
 from townlet.bench.timing import Timing, interleave
-from townlet.config import Config
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Shape(3, 4, 5, 8)

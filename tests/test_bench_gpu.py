@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from townlet import device as devices
 from townlet.bench import gpu, peers, results
 from townlet.bench.problem import (
     TF32,
@@ -27,6 +26,7 @@ from townlet.bench.problem import (
     ours,
 )
 from townlet.bench.timing import interleave
+from townlet.support import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(5, 6, 7, 9, P=2)

@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from townlet.html import charts
-from townlet.html.charts import Bar, Series, bar_chart, line_chart, stacked_chart
-from townlet.text import number
+from townlet.reports.html import charts
+from townlet.reports.html.charts import Bar, Series, bar_chart, line_chart, stacked_chart
+from townlet.support.text import number
 
 NAN = float("nan")
 EVIL = '<script>alert("1")</script> & co'

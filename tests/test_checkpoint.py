@@ -15,10 +15,10 @@ import pytest
 import torch
 from worlds import clock
 
-from townlet import checkpoint
-from townlet.checkpoint import CheckpointError
-from townlet.metrics import Records
-from townlet.trainer import Trainer
+from townlet.runs import checkpoint
+from townlet.runs.checkpoint import CheckpointError
+from townlet.runs.metrics import Records
+from townlet.training.trainer import Trainer
 
 TREE = {
     "tensor": torch.arange(6.0).view(2, 3),

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_checkpoint import same
 
-from townlet import checkpoint
-from townlet.checkpoint import CheckpointError, DamagedCheckpointError
+from townlet.runs import checkpoint
+from townlet.runs.checkpoint import CheckpointError, DamagedCheckpointError
 
 TREE = {
     "weights": torch.arange(6.0),

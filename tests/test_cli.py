@@ -22,13 +22,16 @@ import yaml
 from PIL import Image
 from worlds import tiny
 
-from townlet import checkpoint, ops, progress, report, text
+from townlet import ops, report
 from townlet.cli import main
-from townlet.config import Config
 from townlet.doctor import checks
-from townlet.folder import new_folder
-from townlet.metrics import COLUMNS, Records
-from townlet.trainer import Trainer
+from townlet.runs import checkpoint
+from townlet.runs.folder import new_folder
+from townlet.runs.metrics import COLUMNS, Records
+from townlet.settings.config import Config
+from townlet.support import text
+from townlet.training import progress
+from townlet.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
@@ -315,7 +318,7 @@ def test_watch_clears_a_terminal_between_frames(run, monkeypatch):
 
     stream, waits = Terminal(), []
     monkeypatch.setattr(time, "sleep", waits.append)
-    from townlet import watch
+    from townlet.watch.episode import episode as watch
 
     watch.in_terminal(report.Agent.load(run[0]), stream, fps=4.0, seed=0, max_steps=3)
     assert stream.getvalue().count("\x1b[H\x1b[2J") == 4

@@ -12,8 +12,8 @@ from PIL import Image
 from test_report import check_self_contained
 
 from townlet.cli import main
-from townlet.compare import Score, compare_runs, welch
-from townlet.config import Config
+from townlet.reports.compare import Score, compare_runs, welch
+from townlet.settings.config import Config
 
 EVIL = "<script>alert(1)&"
 

@@ -14,10 +14,10 @@ import pytest
 from worlds import tiny
 
 import townlet
-from townlet.config import PER_MEMBER, Config
+from townlet.commands.flags import add_arguments, from_arguments
 from townlet.envs.town import TownArgs
-from townlet.flags import add_arguments, from_arguments
-from townlet.values import Range
+from townlet.settings.config import PER_MEMBER, Config
+from townlet.settings.values import Range
 
 
 def flags(*argv: str) -> dict:
@@ -246,7 +246,7 @@ package = types.ModuleType("townlet")
 package.__path__ = [PLACE]
 package.__spec__ = importlib.machinery.ModuleSpec("townlet", None, is_package=True)
 sys.modules["townlet"] = package
-import townlet.config, townlet.flags
+import townlet.settings.config, townlet.commands.flags
 print(sorted({"torch", "gymnasium", "matplotlib"} & set(sys.modules)))
 import townlet.envs
 print(townlet.envs.TownArgs().size, "gymnasium" in sys.modules)

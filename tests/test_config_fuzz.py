@@ -17,10 +17,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from townlet import plain_yaml
-from townlet.config import Config
-from townlet.flags import add_arguments, from_arguments
-from townlet.values import parse_stage, scalar
+from townlet.commands.flags import add_arguments, from_arguments
+from townlet.settings import plain_yaml
+from townlet.settings.config import Config
+from townlet.settings.values import parse_stage, scalar
 
 NAMES = [f.name for f in fields(Config)]
 often = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,8 +14,8 @@ from worlds import tiny
 from townlet.envs.convolutions import Convolution, parse_convolutions
 from townlet.envs.images import default_convolutions, find_image
 from townlet.envs.spaces import ObservationRows
-from townlet.networks import RecurrentConvQNetwork, RecurrentQNetwork
-from townlet.trainer import Trainer
+from townlet.learning.networks import RecurrentConvQNetwork, RecurrentQNetwork
+from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

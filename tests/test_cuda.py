@@ -31,9 +31,9 @@ from torch import Tensor
 from worlds import clock
 
 from townlet import _native, ops, reference
-from townlet import device as devices
-from townlet.learner import Learner
-from townlet.trainer import Trainer
+from townlet.learning.learner import Learner
+from townlet.support import devices
+from townlet.training.trainer import Trainer
 
 NO_GPU = devices.missing()
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=f"no GPU: {NO_GPU}")]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from cuda_emu import emu
 
-from townlet import _build, _native, cli, doctor, doctor_cuda, ops
-from townlet import device as devices
+from townlet import _build, _native, cli, doctor, ops
 from townlet.bench import gpu, peers
 from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
+from townlet.doctor import cuda as doctor_cuda
 from townlet.ops import TDOutput, backend
+from townlet.support import devices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = doctor.CPU

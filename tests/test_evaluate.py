@@ -20,7 +20,7 @@ from townlet.evaluate import (
     play,
     training_seeds,
 )
-from townlet.networks import RecurrentQNetwork
+from townlet.learning.networks import RecurrentQNetwork
 
 
 def clocks(n):

@@ -18,13 +18,13 @@ import worlds as _worlds  # noqa: F401  registers the others
 from test_cli import arguments
 from worlds import tiny
 
-from townlet.assembly import build_network, open_worlds
 from townlet.cli import main
-from townlet.config import Config
 from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import GreedyActor
 from townlet.export import METADATA, export
+from townlet.learning.assembly import build_network, open_worlds
 from townlet.report import Agent
+from townlet.settings.config import Config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

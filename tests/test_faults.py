@@ -20,10 +20,11 @@ from test_cli import arguments
 from test_trainer import same
 from worlds import SavableClock, clock
 
-from townlet import checkpoint, plots, sessions
 from townlet.cli import main
-from townlet.metrics import read_metrics
-from townlet.trainer import Trainer
+from townlet.reports import plots
+from townlet.runs import checkpoint, sessions
+from townlet.runs.metrics import read_metrics
+from townlet.training.trainer import Trainer
 
 END, EVERY = 120, 40  # 30 steps of 4 environments, a checkpoint after each ten
 
@@ -205,7 +206,7 @@ def test_a_disk_that_fails_at_each_file_in_turn(
 
 
 def test_a_record_that_does_not_fit_is_not_left_in_halves(tmp_path: Path) -> None:
-    from townlet.files import append_whole
+    from townlet.support.files import append_whole
 
     class Filling:
         """A file on a disk with room for ten bytes."""

@@ -13,11 +13,12 @@ import townlet.agent
 import townlet.evaluate
 import townlet.memory
 import townlet.report
-from townlet import plain_yaml, text
-from townlet.config import Config
-from townlet.folder import read_settings
-from townlet.results import Results
+from townlet.runs.folder import read_settings
+from townlet.runs.results import Results
 from townlet.serve.runs import Run
+from townlet.settings import plain_yaml
+from townlet.settings.config import Config
+from townlet.support import text
 
 
 def test_settings_are_read_as_they_were_written(tmp_path):
@@ -81,8 +82,8 @@ def test_numbers_as_text():
 
 
 def test_the_public_addresses_lead_to_the_same_things():
-    from townlet import finish
     from townlet.evaluation import agent, memory, play, table
+    from townlet.training import finish
 
     assert townlet.agent.Agent is townlet.report.Agent is agent.Agent
     assert (townlet.report.compare, townlet.report.finish) == (table.compare, finish.finish)
@@ -97,4 +98,10 @@ def test_evaluation_brings_no_training_along(module):
     code = f"import sys, townlet.{module}; print(*(n for n in sys.modules if n.startswith('townlet.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert f"townlet.{module}" in loaded
-    assert not {"townlet.trainer", "townlet.learner", "townlet.plots", "townlet.html.run", "townlet.pbt"} & set(loaded)
+    assert not {
+        "townlet.training.trainer",
+        "townlet.learning.learner",
+        "townlet.reports.plots",
+        "townlet.reports.html.run",
+        "townlet.training.pbt",
+    } & set(loaded)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from townlet.graph import WARM_UP, CudaRecorder, Replayed, Step
-from townlet.learner import Learner
+from townlet.learning.cuda_graph import WARM_UP, CudaRecorder, Replayed, Step
+from townlet.learning.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from test_trainer import same
 
-from townlet import checkpoint
+from townlet.runs import checkpoint
 
 HERE = Path(__file__).parent
 TOWN, CLOCK, EVERY = "townlet/Town-v0=30", "Clock-v0=8", "townlet/Town-v0=every"

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from townlet import ops, reference
-from townlet.learner import Learner
-from townlet.networks import RecurrentQNetwork, cut_memory
+from townlet.learning.learner import Learner
+from townlet.learning.networks import RecurrentQNetwork, cut_memory
+from townlet.learning.population import VectorizedPopulation
+from townlet.learning.replay import ReplaySample, SequentialReplayBuffer
 from townlet.ops import SequenceBatch, TDOutput, TDSpec
-from townlet.population import VectorizedPopulation
-from townlet.replay import ReplaySample, SequentialReplayBuffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OBS, A, H, E, S = 5, 3, 8, 4, 6

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from townlet import ops
-from townlet.learner import Learner
-from townlet.networks import RecurrentQNetwork, cut_memory
+from townlet.learning.learner import Learner
+from townlet.learning.networks import RecurrentQNetwork, cut_memory
+from townlet.learning.population import VectorizedPopulation
+from townlet.learning.replay import SequentialReplayBuffer
 from townlet.ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
-from townlet.population import VectorizedPopulation
-from townlet.replay import SequentialReplayBuffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GAMMA = 0.9

@@ -11,11 +11,11 @@ from worlds import clock
 
 from townlet.envs.adapter import WorldStep
 from townlet.evaluate import Evaluation
-from townlet.metrics import read_metrics
-from townlet.progress import score_text
 from townlet.report import Agent, Report, Row, finish
-from townlet.statistics import EpisodeStatistics
-from townlet.trainer import Trainer
+from townlet.runs.metrics import read_metrics
+from townlet.training.progress import score_text
+from townlet.training.statistics import EpisodeStatistics
+from townlet.training.trainer import Trainer
 
 LR = {"lr": np.array([1e-4, 1e-3, 1e-2]), "gamma": np.full(3, 0.9)}
 

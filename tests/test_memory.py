@@ -19,7 +19,7 @@ from townlet import ops, reference
 from townlet.cli import main
 from townlet.evaluate import evaluate_actor
 from townlet.evaluation.memory import DisturbedActor, MemoryProbe, _WindowRecorder, influence, probe
-from townlet.networks import RecurrentQNetwork
+from townlet.learning.networks import RecurrentQNetwork
 from townlet.report import Agent
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from townlet.config import Config
-from townlet.metrics import COLUMNS, MEANINGS, Metrics, Records, read_metrics
-from townlet.results import Results
-from townlet.statistics import Means
+from townlet.runs.metrics import COLUMNS, MEANINGS, Metrics, Records, read_metrics
+from townlet.runs.results import Results
+from townlet.settings.config import Config
+from townlet.training.statistics import Means
 
 REPOSITORY = Path(__file__).parent.parent
 

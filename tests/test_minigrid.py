@@ -11,8 +11,8 @@ from worlds import tiny
 
 from townlet.envs.images import find_image
 from townlet.envs.make import make_worlds
-from townlet.networks import RecurrentConvQNetwork
-from townlet.trainer import Trainer
+from townlet.learning.networks import RecurrentConvQNetwork
+from townlet.training.trainer import Trainer
 
 minigrid = pytest.importorskip("minigrid", reason="pip install minigrid (it needs pygame)")
 MEMORY = "MiniGrid-MemoryS7-v0"

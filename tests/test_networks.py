@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from townlet import ops, reference
 from townlet.envs.town import TownArgs, TownVectorEnv
-from townlet.members import check_seeds
-from townlet.networks import RecurrentQNetwork, RecurrentSpatialQNetwork, cut_memory
+from townlet.learning.members import check_seeds
+from townlet.learning.networks import RecurrentQNetwork, RecurrentSpatialQNetwork, cut_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Params = dict[str, Tensor]

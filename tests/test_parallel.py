@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from duel import Duel
+from townlet.watch.episode.episode import episode
 from worlds import tiny
 
 from townlet.envs.make import make_worlds
@@ -12,8 +13,7 @@ from townlet.envs.pettingzoo import ParallelVectorEnv
 from townlet.envs.workers import WorkerAdapter
 from townlet.evaluate import GreedyActor
 from townlet.report import Agent
-from townlet.trainer import Trainer
-from townlet.watch import episode
+from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DUEL = "pettingzoo:duel"

@@ -12,11 +12,11 @@ import torch
 from test_trainer import same
 from worlds import clock, tiny
 
-from townlet import checkpoint
-from townlet.config import Config
-from townlet.pbt import PopulationBasedTraining, truncation
-from townlet.population import VectorizedPopulation
-from townlet.trainer import Trainer
+from townlet.learning.population import VectorizedPopulation
+from townlet.runs import checkpoint
+from townlet.settings.config import Config
+from townlet.training.pbt import PopulationBasedTraining, truncation
+from townlet.training.trainer import Trainer
 
 
 def pbt_of(members=4, seed=0, **changes):

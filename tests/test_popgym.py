@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from townlet.config import Config
+from townlet.settings.config import Config
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "popgym_cartpole.py"
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from townlet import ops
-from townlet.members import per_member, require_finite
-from townlet.networks import RecurrentQNetwork
-from townlet.population import VectorizedPopulation
+from townlet.learning.members import per_member, require_finite
+from townlet.learning.networks import RecurrentQNetwork
+from townlet.learning.population import VectorizedPopulation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OBS, A, H, E = 5, 4, 8, 6

@@ -13,9 +13,9 @@ from worlds import clock
 
 from townlet import ops
 from townlet.cli import main
-from townlet.config import Config
-from townlet.presets import ELSEWHERE, PRESETS, table, table_elsewhere
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.settings.presets import ELSEWHERE, PRESETS, table, table_elsewhere
+from townlet.training.trainer import Trainer
 
 DOCS = Path(__file__).parents[1] / "docs" / "guides" / "presets.md"
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from townlet.learner import Learner
-from townlet.networks import RecurrentQNetwork
+from townlet.learning.learner import Learner
+from townlet.learning.networks import RecurrentQNetwork
+from townlet.learning.population import VectorizedPopulation
+from townlet.learning.replay import SequentialReplayBuffer
 from townlet.ops import TDSpec
-from townlet.population import VectorizedPopulation
-from townlet.replay import SequentialReplayBuffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GAMMA = 0.9

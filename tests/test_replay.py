@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_cases import OBS, A, H, buffer, step
 
+from townlet.learning.replay import ReplaySample, SequentialReplayBuffer
 from townlet.reference import valid_transitions
-from townlet.replay import ReplaySample, SequentialReplayBuffer
 
 # -- streams by hand -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from replay_cases import OBS, A, H, buffer, filled, set_priorities
 from torch import Tensor
 
 from townlet import reference
-from townlet.replay import SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
 
 P, E = 2, 3
 

@@ -10,8 +10,8 @@ import torch
 from replay_cases import OBS, A, H, buffer, filled, set_priorities, step
 from torch import Tensor
 
-from townlet import device as devices
-from townlet.replay import SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
+from townlet.support import devices
 
 # -- sampling laws -------------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ def test_memory_is_measured_stated_and_refused_before_allocation(
     size = SequentialReplayBuffer.measure(**sizes)
     assert size.ring == 164
     assert size.windows == 3 * 41
-    with caplog.at_level(logging.INFO, logger="townlet.replay"):
+    with caplog.at_level(logging.INFO, logger="townlet.learning.replay"):
         replay = SequentialReplayBuffer(**sizes, seeds=[1, 2])
     assert "replay: 2 x 3 streams of 164 steps, 0.1 MiB" in caplog.text
     held = [*replay._data.values(), replay._h, replay._c, replay._priority, replay._start]

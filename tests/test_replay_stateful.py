@@ -20,9 +20,10 @@ from hypothesis.stateful import (
 )
 from replay_cases import OBS, A, H, buffer
 
-from townlet import _C, checkpoint
+from townlet import _C
+from townlet.learning.replay import PRIORITY_FLOOR, REPLAY_STREAM, ReplaySample, SequentialReplayBuffer
 from townlet.reference import valid_transitions
-from townlet.replay import PRIORITY_FLOOR, REPLAY_STREAM, ReplaySample, SequentialReplayBuffer
+from townlet.runs import checkpoint
 
 P, E, B, ALPHA, BETA = 2, 2, 5, 0.6, 0.4
 PER_STEP = ("obs", "reset", "legal", "action", "reward", "terminated", "mask")

@@ -17,18 +17,19 @@ from PIL import Image
 from test_cli import arguments
 from worlds import clock, tiny
 
-from townlet import config, sessions
-from townlet.checkpoint import CheckpointError
 from townlet.cli import main
-from townlet.config import Config
 from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import mean_interval
-from townlet.html import run as report_html
-from townlet.metrics import Curve
 from townlet.report import Agent
-from townlet.results import Results
-from townlet.text import number
-from townlet.trainer import Trainer
+from townlet.reports.html import run as report_html
+from townlet.runs import sessions
+from townlet.runs.checkpoint import CheckpointError
+from townlet.runs.metrics import Curve
+from townlet.runs.results import Results
+from townlet.settings import config
+from townlet.settings.config import Config
+from townlet.support.text import number
+from townlet.training.trainer import Trainer
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_VOID = {"path", "rect", "line", "circle"}  # written <path/>

@@ -11,13 +11,13 @@ import torch
 from test_trainer import same
 from worlds import clock, tiny
 
-from townlet import checkpoint
-from townlet.checkpoint import CheckpointError
-from townlet.files import only_writer
-from townlet.metrics import read_metrics
-from townlet.resume import read_run
-from townlet.signals import stop_signals
-from townlet.trainer import Trainer
+from townlet.runs import checkpoint
+from townlet.runs.checkpoint import CheckpointError
+from townlet.runs.metrics import read_metrics
+from townlet.runs.resume import read_run
+from townlet.support.files import only_writer
+from townlet.support.signals import stop_signals
+from townlet.training.trainer import Trainer
 
 CASES = {
     "town": lambda **c: tiny(prioritised=True, epsilon_ladder=2.0, tau=0.1, ema_decay=0.9, **c),

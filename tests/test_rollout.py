@@ -12,9 +12,9 @@ import torch
 from test_trainer import same
 from worlds import clock, tiny
 
-from townlet import checkpoint
-from townlet.rollout import Rollout
-from townlet.trainer import Trainer
+from townlet.runs import checkpoint
+from townlet.training.rollout import Rollout
+from townlet.training.trainer import Trainer
 
 NEVER = torch.zeros(2, 4, dtype=torch.float64)
 BEFORE = Path(__file__).parent / "data" / "before_rollout.ckpt"
@@ -153,9 +153,9 @@ def test_a_state_of_another_shape_is_refused_by_name(name):
 def test_it_knows_nothing_of_learning_records_and_checkpoints():
     """Importing it brings none of them along, so that an actor's process stays small."""
     foreign = ("trainer", "learner", "pbt", "schedules", "checkpoint", "metrics", "events", "html", "plots")
-    code = "import sys, townlet.rollout; print(*(n for n in sys.modules if n.startswith('townlet.')))"
+    code = "import sys, townlet.training.rollout; print(*(n for n in sys.modules if n.startswith('townlet.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "townlet.rollout" in loaded
+    assert "townlet.training.rollout" in loaded
     assert not [n for n in loaded if n.split(".")[1] in foreign]
 
 

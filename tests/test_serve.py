@@ -25,17 +25,17 @@ from worlds import SavableClock, clock, tiny
 
 from townlet import report
 from townlet.cli import main
-from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
 from townlet.evaluate import GreedyActor
-from townlet.folder import process_mark, write_json
-from townlet.metrics import Records
+from townlet.evaluation.thoughts import UNSEEN
 from townlet.report import Agent
+from townlet.runs.folder import process_mark, write_json
+from townlet.runs.metrics import Records
 from townlet.serve import play
 from townlet.serve.runs import Runs
 from townlet.serve.server import Server
-from townlet.thoughts import UNSEEN
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent
 EVIL = "<img src=x onerror=alert(1)>&amp;\"'"

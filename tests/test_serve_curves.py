@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from townlet.evaluate import mean_interval
-from townlet.metrics import Metrics
+from townlet.runs.metrics import Metrics
 
 
 def write_rows(path, records, members=2, header="step,member,loss,eval_return"):

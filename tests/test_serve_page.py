@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from worlds import tiny
 
-from townlet.folder import process_mark, write_json
+from townlet.runs.folder import process_mark, write_json
 from townlet.serve.runs import Runs
 from townlet.serve.server import Server
-from townlet.trainer import Trainer
+from townlet.training.trainer import Trainer
 
 pytest.importorskip("selenium", reason="the browser test needs selenium: pip install selenium")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):

@@ -16,14 +16,14 @@ import torch
 from worlds import clock, tiny
 
 from townlet import ops
-from townlet import trainer as trainer_module
 from townlet.evaluate import training_seeds
-from townlet.folder import process_mark
-from townlet.metrics import COLUMNS, read_metrics
 from townlet.ops import ActorParams
 from townlet.report import Agent
-from townlet.resume import read_agent
-from townlet.trainer import Trainer
+from townlet.runs.folder import process_mark
+from townlet.runs.metrics import COLUMNS, read_metrics
+from townlet.runs.resume import read_agent
+from townlet.training import trainer as trainer_module
+from townlet.training.trainer import Trainer
 
 
 def same(a, b):

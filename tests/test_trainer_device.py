@@ -10,11 +10,12 @@ import torch
 from test_graph import TapeRecorder
 from worlds import clock
 
-from townlet import cli, trainer
-from townlet.config import Config
-from townlet.graph import Replayed
-from townlet.population import VectorizedPopulation
-from townlet.trainer import Trainer
+from townlet import cli
+from townlet.learning.cuda_graph import Replayed
+from townlet.learning.population import VectorizedPopulation
+from townlet.settings.config import Config
+from townlet.training import trainer
+from townlet.training.trainer import Trainer
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

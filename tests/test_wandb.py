@@ -9,9 +9,9 @@ import types
 import pytest
 from worlds import clock
 
-from townlet.metrics import read_metrics
-from townlet.trainer import Trainer
-from townlet.wandb_log import WandbLog
+from townlet.runs.metrics import read_metrics
+from townlet.runs.wandb import WandbLog
+from townlet.training.trainer import Trainer
 
 
 class Service(types.ModuleType):

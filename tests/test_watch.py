@@ -18,13 +18,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 from worlds import Clock, tiny
 
-from townlet import panel, thoughts, watch
 from townlet.envs.adapter import VectorAdapter
 from townlet.envs.ids import TOWN_ID
 from townlet.envs.make import make_worlds
 from townlet.evaluate import GreedyActor
-from townlet.networks import RecurrentQNetwork
+from townlet.evaluation import thoughts
+from townlet.learning.networks import RecurrentQNetwork
 from townlet.report import Agent
+from townlet.watch.episode import episode as watch
+from townlet.watch.episode import panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,11 +17,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import Clock, clock
 
-from townlet.config import Config
 from townlet.envs.adapter import VectorAdapter
 from townlet.envs.make import make_worlds
 from townlet.envs.workers import WorkerAdapter
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = Path(__file__).resolve().parent
@@ -264,7 +264,7 @@ def test_workers_do_not_outlive_a_parent_that_was_killed():
 def test_ctrl_c_saves_and_ends_workers_without_a_word(tmp_path):
     run = tmp_path / "run"
     parent = script(
-        "from townlet.trainer import Trainer",
+        "from townlet.training.trainer import Trainer",
         "from worlds import clock",
         f"trainer = Trainer(clock(workers=2, total_steps=10**7, checkpoint_every=40, run_dir={str(run)!r}))",
         "print(*(p.pid for p in trainer.rollout.worlds._processes), flush=True)",

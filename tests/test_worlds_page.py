@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from townlet.config import Config
 from townlet.envs.make import make_worlds
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "start" / "own-world.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from townlet.config import Config
+from townlet.settings.config import Config
 
 
 class Clock(gymnasium.Env):

@@ -14,13 +14,13 @@ import torch as _torch  # noqa: F401  it brings the one OpenMP runtime
 from ._build import __version__, build_config
 
 if TYPE_CHECKING:
-    from .config import Config
     from .envs import TownVectorEnv
-    from .learner import Learner
-    from .networks import RecurrentConvQNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
-    from .population import VectorizedPopulation
-    from .replay import SequentialReplayBuffer
-    from .trainer import Trainer
+    from .learning.learner import Learner
+    from .learning.networks import RecurrentConvQNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
+    from .learning.population import VectorizedPopulation
+    from .learning.replay import SequentialReplayBuffer
+    from .settings.config import Config
+    from .training.trainer import Trainer
 
 _HOMES = {
     "Config": "config",

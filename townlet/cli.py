@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import bench, compare, doctor, eval, export, memory, presets, report, serve, train, watch
-from .signals import sigterm_unwinds
+from .support.signals import sigterm_unwinds
 
 COMMANDS = (train, presets, eval, memory, report, compare, watch, export, serve, bench, doctor)
 """In the order of ``townlet --help``."""

@@ -1,4 +1,4 @@
-"""Greedy evaluation: see `townlet.evaluation.play`. Intervals: see `townlet.intervals`."""
+"""Greedy evaluation: see `townlet.evaluation.play`. Intervals: see `townlet.support.intervals`."""
 
 from .evaluation.play import (
     Actor,
@@ -11,7 +11,7 @@ from .evaluation.play import (
     play,
     training_seeds,
 )
-from .intervals import mean_interval, t95
+from .support.intervals import mean_interval, t95
 
 __all__ = [
     "Actor",

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from . import __version__
 from .evaluation.agent import Agent
-from .files import replacing
-from .networks import Params, RecurrentNetwork
+from .learning.networks import Params, RecurrentNetwork
+from .support.files import replacing
 
 METADATA = "townlet.json"
 """Name of the metadata in a TorchScript file (``_extra_files``); in ONNX its key is "townlet"."""

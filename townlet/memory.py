@@ -1,6 +1,6 @@
 """The memory probe, which tells whether a trained agent uses its memory: see `townlet.evaluation.memory`."""
 
 from .evaluation.memory import DisturbedActor, MemoryProbe, influence, probe
-from .intervals import Interval
+from .support.intervals import Interval
 
 __all__ = ["DisturbedActor", "Interval", "MemoryProbe", "influence", "probe"]

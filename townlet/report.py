@@ -1,8 +1,8 @@
-"""The table of a run, its agents and its yardsticks: see `townlet.evaluation`. The end of a run: `townlet.finish`."""
+"""The table of a run, its agents and its yardsticks: see `townlet.evaluation`. The end of a run: `townlet.training.finish`."""
 
 from .evaluation.agent import Agent
 from .evaluation.table import Report, Row, compare
 from .evaluation.yardsticks import random_actor, yardsticks
-from .finish import finish
+from .training.finish import finish
 
 __all__ = ["Agent", "Report", "Row", "compare", "finish", "random_actor", "yardsticks"]

@@ -7,8 +7,8 @@ import sys
 import torch
 
 from townlet import _build, _native
-from townlet import device as devices
 from townlet.bench.problem import NAMES, Shape, draw, expected, judge, ours
+from townlet.support import devices
 
 SHAPE = Shape(B=16, S=8, D=64, H=128)
 

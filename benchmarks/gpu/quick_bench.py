@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from townlet import device as devices
 from townlet.bench import gpu, peers
 from townlet.bench.problem import Gradients, Shape, draw, expected, ours
+from townlet.support import devices
 
 Call = Callable[[], object]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from update import Case, PlainLearner, PlainNetwork
 
 from peers.numpy_town import NumpyTown
-from townlet.config import Config
-from townlet.replay import ReplaySample
-from townlet.schedules import lr_factor
-from townlet.trainer import Trainer
+from townlet.learning.replay import ReplaySample
+from townlet.settings.config import Config
+from townlet.training.schedules import lr_factor
+from townlet.training.trainer import Trainer
 
 
 class Replay:

@@ -9,10 +9,10 @@ import torch
 import update as updates
 from peers import optional
 
-from townlet import device as devices
 from townlet.bench import gpu, peers
 from townlet.bench.problem import TF32, Gradients, Precision, Problem, Shape, check, draw, expected, judge, ours
 from townlet.bench.results import TIMES, Report, times
+from townlet.support import devices
 
 SHAPES = (
     Shape(16, 8, 64, 128),

@@ -14,8 +14,8 @@ from townlet.bench import machine, town
 from townlet.bench.problem import WrongResult
 from townlet.bench.results import TIMES, Report, times
 from townlet.bench.timing import interleave
-from townlet.config import Config
-from townlet.trainer import Trainer
+from townlet.settings.config import Config
+from townlet.training.trainer import Trainer
 
 RATE = (("rate_median", "median steps/s", ",.0f"), ("rate", "best steps/s", ",.0f"))
 WORLDS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -1,5 +1,5 @@
 // The replay buffer's two inner loops: a step of many streams written into their rings, and windows read out of them.
-// townlet/replay.py says what the tables mean.  The loops only move memory, so one build serves all CPUs.
+// townlet/learning/replay.py says what the tables mean.  The loops only move memory, so one build serves all CPUs.
 
 #include <atomic>
 #include <cstring>

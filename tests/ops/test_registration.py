@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from townlet import ops
-from townlet.networks import RecurrentSpatialQNetwork
+from townlet.learning.networks import RecurrentSpatialQNetwork
 from townlet.ops import ActorParams, RecurrentQParams, TDOutput
 from townlet.ops.td_unroll import Arguments
 from townlet.ops.types import ReplaySteps, ReplayStores, ReplayTables, SpatialWeights

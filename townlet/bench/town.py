@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from .. import reference
-from ..config import Config
 from ..envs import TownVectorEnv
-from ..trainer import Trainer
+from ..settings.config import Config
+from ..training.trainer import Trainer
 from .problem import WrongResult
 
 STEPS = 50

@@ -21,9 +21,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..compare import compare_runs
-    from ..folder import write_json
-    from ..html.comparison import write_comparison
+    from ..reports.compare import compare_runs
+    from ..reports.html.comparison import write_comparison
+    from ..runs.folder import write_json
 
     found = compare_runs(arguments.run_folders)
     print(found.text())
@@ -32,7 +32,7 @@ def run(arguments: Any) -> int:
     if arguments.html:
         write_comparison(found, arguments.html)
     if arguments.picture:
-        from .. import plots
+        from ..reports import plots
 
         plots.comparison(dict(zip(found.names, found.curves(), strict=True)), found.score_name, arguments.picture)
     return 0

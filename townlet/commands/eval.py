@@ -31,7 +31,7 @@ def run(arguments: Any) -> int:
     print(f"{done}: {report.score_name}, {arguments.episodes} episodes")
     print(report.text())
     if arguments.picture:
-        from .. import plots
+        from ..reports import plots
 
         plots.survival(report, arguments.picture)
     return 0

@@ -28,10 +28,10 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from .. import plots
     from ..evaluation.agent import Agent
     from ..evaluation.memory import probe
-    from ..folder import write_json
+    from ..reports import plots
+    from ..runs.folder import write_json
 
     path = Path(arguments.run_folder)
     agent = Agent.load(path)

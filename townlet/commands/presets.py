@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..presets import PRESETS, table, table_elsewhere
+from ..settings.presets import PRESETS, table, table_elsewhere
 
 _ABOUT = {
     "fast": "the defaults (townlet train --help), tuned here for the Town",

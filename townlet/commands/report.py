@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..html.run import write_report
+    from ..reports.html.run import write_report
 
     print(write_report(arguments.run_folder))
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import Config
-from ..flags import add_arguments, from_arguments
+from ..settings.config import Config
 from .common import say
+from .flags import add_arguments, from_arguments
 
 _EPILOG = """\
 A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
@@ -27,9 +27,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from ..finish import finish
-    from ..progress import Progress
-    from ..trainer import Trainer
+    from ..training.finish import finish
+    from ..training.progress import Progress
+    from ..training.trainer import Trainer
 
     flags = from_arguments(arguments)
     if arguments.resume:

@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: Any) -> int:
     """Carry the command out; returns the exit code."""
-    from .. import watch
     from ..evaluation.agent import Agent
+    from ..watch import episode as watch
 
     agent = Agent.load(arguments.run_folder)
     if not arguments.fps > 0:

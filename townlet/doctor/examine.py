@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from .. import device as devices
 from .._build import cuda_kernel_in_use, describe, kernel_in_use
+from ..support import devices
 from .checks import operator_checks
 
 
@@ -30,7 +30,7 @@ def examine(out: Callable[[str], None], device: str = "cpu") -> int:
     where = devices.resolve(device)
     found = operator_checks(where)
     if where.type == "cuda":
-        from .. import doctor_cuda
+        from . import cuda as doctor_cuda
 
         doctor_cuda.need_kernels()
         found = itertools.chain(found, doctor_cuda.checks(where))

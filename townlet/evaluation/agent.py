@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from .. import checkpoint
-from ..assembly import build_network, open_worlds
-from ..config import Config
 from ..envs.adapter import VectorAdapter
-from ..networks import RecurrentNetwork
-from ..resume import read_agent
+from ..learning.assembly import build_network, open_worlds
+from ..learning.networks import RecurrentNetwork
+from ..runs import checkpoint
+from ..runs.resume import read_agent
+from ..settings.config import Config
 from .play import Evaluation, evaluate
 
 

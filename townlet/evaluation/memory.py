@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..intervals import Interval
-from ..networks import Params, RecurrentNetwork
+from ..learning.networks import Params, RecurrentNetwork
+from ..support.intervals import Interval
 from .agent import Agent
 from .play import GreedyActor, evaluate_actor, evaluate_policy
 from .yardsticks import random_actor, yardsticks

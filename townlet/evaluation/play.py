@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import device as devices
 from .. import ops
 from ..envs.adapter import VectorAdapter
-from ..networks import Params, RecurrentNetwork
+from ..learning.networks import Params, RecurrentNetwork
 from ..ops import ActorParams
+from ..support import devices
 
 Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
 """(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..envs.adapter import VectorAdapter
-from ..intervals import mean_interval
-from ..spreads import named
+from ..settings.spreads import named
+from ..support.intervals import mean_interval
 from .agent import Agent
 from .play import Actor, evaluate_policy
 from .yardsticks import random_actor, yardsticks

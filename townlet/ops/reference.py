@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..device import upload
+from ..support.devices import upload
 from .checks import (
     check_act,
     check_actor,

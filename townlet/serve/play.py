@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ..assembly import open_worlds
-from ..checkpoint import CheckpointError
 from ..envs.adapter import VectorAdapter
 from ..envs.town import render
 from ..envs.town.args import TownArgs
 from ..envs.town.env import TownVectorEnv
 from ..envs.town.rules import BUILDINGS, METERS
 from ..evaluation.agent import Agent
-from ..thoughts import SeenMap, Thinker, labels
+from ..evaluation.thoughts import SeenMap, Thinker, labels
+from ..learning.assembly import open_worlds
+from ..runs.checkpoint import CheckpointError
 from .runs import Run
 
 FASTEST = 120.0  # steps per second, for whatever speed a page asks

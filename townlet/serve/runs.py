@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
-from ..config import Config
-from ..files import read_small
-from ..folder import process_mark, read_settings
-from ..metrics import Metrics
+from ..runs import checkpoint
+from ..runs.folder import process_mark, read_settings
+from ..runs.metrics import Metrics
+from ..settings.config import Config
+from ..support.files import read_small
 
 PAGES = {
     "report.html": "text/html; charset=utf-8",

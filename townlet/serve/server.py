@@ -22,7 +22,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from ..metrics import MEANINGS
+from ..runs.metrics import MEANINGS
 from .play import Gone, Player
 from .runs import PAGES, Run, Runs
 

@@ -1,0 +1,132 @@
+"""The parts of a run as its configuration asks for them: network, operator settings, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import ops
+from ..envs.adapter import VectorAdapter
+from ..envs.convolutions import parse_convolutions
+from ..envs.images import SMALLEST_SIDE, default_convolutions, find_image
+from ..envs.make import make_worlds
+from ..envs.workers import WorkerAdapter
+from ..settings.config import Config
+from ..support import devices
+from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
+from .population import VectorizedPopulation
+from .replay import SequentialReplayBuffer
+
+
+def open_worlds(
+    config: Config,
+    n: int,
+    args: Mapping[str, Any],
+    make: Callable[..., VectorAdapter] = make_worlds,
+    *,
+    workers: int = 0,
+) -> VectorAdapter:
+    """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for.
+
+    They live in ``workers`` processes, or in this one for 0 and where there is but one.
+    """
+
+    def here(some: int) -> VectorAdapter:
+        return make(config.env, some, **args)
+
+    worlds = WorkerAdapter(here, n, workers) if workers and n > 1 else here(n)
+    worlds.feed_back(action=config.last_action, reward=config.last_reward)
+    return worlds
+
+
+def check_agents(config: Config, worlds: VectorAdapter) -> None:
+    """Refuses numbers of environments that do not fill whole copies of a world with several agents.
+
+    Raises:
+        ValueError: environments or episodes of a member leave a copy incomplete.
+    """
+    M = getattr(worlds.env, "agents_per_copy", 1)
+    names = ("num_envs", "eval_episodes", "final_eval_episodes")
+    wrong = [f"{name} is {getattr(config, name)}" for name in names if getattr(config, name) % M]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}; expected multiples of {M}, the agents of one {config.env}")
+
+
+def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
+    """The network that ``config`` names, fitted to the worlds' observations and actions.
+
+    Raises:
+        ValueError: network=conv where the observation holds no image, or several.
+    """
+    head: dict[str, Any] = {"head_size": config.head_size, "dueling": config.dueling}
+    if config.network == "spatial":
+        return RecurrentSpatialQNetwork.from_town(worlds.env, **head)
+    sizes = (worlds.obs_size, worlds.n_actions)
+    layers: dict[str, Any] = {"encoder": config.encoder, "hidden_size": config.hidden_size, **head}
+    if config.network == "mlp":
+        return RecurrentQNetwork(*sizes, **layers)
+    space, asked = worlds.env.single_observation_space, config.network == "conv"
+    image = find_image(space, worlds.name, least=1 if asked else SMALLEST_SIDE)
+    if image is not None:
+        conv = parse_convolutions(config.conv) if config.conv else default_convolutions(image)
+        return RecurrentConvQNetwork(*sizes, image, conv, **layers)
+    if asked:
+        raise ValueError(
+            f"network is conv; expected an image (a Box of three axes) in what {worlds.name} shows: {space}"
+        )
+    return RecurrentQNetwork(*sizes, **layers)
+
+
+def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
+    """The operator's settings for what ``population`` was made with."""
+    return ops.TDSpec(
+        gamma=population.gamma,
+        n_step=config.n_step,
+        burn_in=config.burn_in,
+        double_q=config.double_q,
+        rescale_eps=config.rescale_eps,
+        loss="huber" if config.loss == "huber" else "mse",
+        huber_delta=config.huber_delta,
+        eta=config.eta,
+        compute_dtype=population.compute_dtype,
+    )
+
+
+def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwork, legal: bool) -> dict[str, Any]:
+    """Arguments of `SequentialReplayBuffer` that decide its size."""
+    return {
+        "members": config.members,
+        "num_envs": config.num_envs,
+        "capacity": config.capacity,
+        "obs_size": worlds.obs_size,
+        "n_actions": worlds.n_actions,
+        "hidden_size": network.hidden_size,
+        "seq_len": config.seq_len,
+        "stride": config.stride,
+        "store_legal": legal,
+    }
+
+
+def memory_statement(
+    config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
+) -> str:
+    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
+    replay = SequentialReplayBuffer.measure(**replay_sizes)
+    weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
+    machine = devices.total_memory(device)
+    if replay.nbytes + weights > machine:
+        raise ValueError(
+            f"capacity is {config.capacity}, so replay and weights need {_bytes(replay.nbytes + weights)}; expected at "
+            f"most the {_bytes(machine)} of {devices.device_name(device)} (lower capacity or members)"
+        )
+    streams = f"{config.members} x {config.num_envs} streams of {replay.ring:,} steps"
+    return (
+        f"memory: replay {_bytes(replay.nbytes)} ({streams}), weights with target, gradient and Adam {_bytes(weights)}"
+    )
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""The training loop: rollout, schedules, population based training, progress, and the end of a run."""
