@@ -264,8 +264,8 @@ def simulate() -> None:
     torch.tensor, torch.as_tensor = on_either_device(torch.tensor), on_either_device(torch.as_tensor)
     devices.missing = lambda: ""
     devices.resolve = resolve
-    devices.memory = lambda device: 2**36
-    devices.describe = lambda device: str(device)
+    devices.total_memory = lambda device: 2**36
+    devices.device_name = lambda device: str(device)
     _native.CUDA = True
     learners.CudaRecorder = SimulatedRecorder  # type: ignore[attr-defined]
     cuda_emu.emu.set_gpu(90, 132)

@@ -46,3 +46,15 @@ def test_a_forced_instruction_set_is_used_or_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failure:
         imported(code, TOWNLET_ISA="mmx")
     assert "TOWNLET_ISA is 'mmx'; this CPU runs: " in failure.value.stderr
+
+
+def test_torch_is_imported_where_a_command_needs_it_and_not_before() -> None:
+    loaded = "import sys; print('torch' in sys.modules)"
+    quick = f"from townlet import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    {loaded}"
+    assert imported(quick).endswith("False")
+    assert imported(f"import townlet; townlet.Config(); {loaded}") == "False"
+    assert imported(f"import townlet.ops; {loaded}") == "True"  # control
+
+
+def test_dir_shows_the_public_names_before_they_are_loaded() -> None:
+    assert set(townlet.__all__) <= set(dir(townlet))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from ._build import __version__
 from .evaluation.agent import Agent
 from .learning.networks import Params, RecurrentNetwork
 from .support.files import replacing

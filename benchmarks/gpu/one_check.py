@@ -15,7 +15,7 @@ SHAPE = Shape(B=16, S=8, D=64, H=128)
 
 def main() -> int:
     device = devices.resolve(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    print(f"torch {torch.__version__} on {devices.describe(device)}")
+    print(f"torch {torch.__version__} on {devices.device_name(device)}")
     print(f"CUDA kernels loaded: {_native.CUDA}{f' ({_native.WHY_NOT_CUDA})' if _native.WHY_NOT_CUDA else ''}")
     if device.type == "cuda":
         print(_build.cuda_kernel_in_use())

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops, reference
-from ..ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
+from .. import ops
+from ..ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, reference
 
 TF32: Final = "TF32"
 """Float32 operands that a GPU rounds to 11 significant bits before it multiplies them: not a dtype of torch's."""

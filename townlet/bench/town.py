@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import reference
 from ..envs import TownVectorEnv
+from ..ops import reference
 from ..settings.config import Config
 from ..training.trainer import Trainer
 from .problem import WrongResult

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops
+from ..ops import reference
 from ..ops.types import RecurrentQParams, SequenceBatch, TDOutput, TDSpec
 
 TOLERANCE = 2e-5

@@ -1,20 +1,27 @@
 """Environments: the Town, its yardsticks, its pictures. Importing this package registers `townlet/Town-v0`.
 
-Gymnasium is imported with the first name that needs it, so that settings, which only ask for ids, start fast.
+The Town's own names load on first use, since settings ask this package for nothing but ids.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_town
+import gymnasium
+
+from .ids import TOWN_ID
 
 if TYPE_CHECKING:
     from .town import ACTIONS, BUILDINGS, METERS, ObservationLayout, TownArgs, TownEnv, TownVectorEnv
 
 __all__ = ["ACTIONS", "BUILDINGS", "METERS", "ObservationLayout", "TownArgs", "TownEnv", "TownVectorEnv"]
 
-register_town()
+if TOWN_ID not in gymnasium.registry:
+    gymnasium.register(
+        id=TOWN_ID,
+        entry_point=f"{__name__}.town.env:TownEnv",
+        vector_entry_point=f"{__name__}.town.env:TownVectorEnv",
+    )
 
 
 if not TYPE_CHECKING:  # else every name would be one, to a type checker

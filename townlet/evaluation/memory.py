@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops
 from ..learning.networks import Params, RecurrentNetwork
+from ..ops import reference
 from ..support.intervals import Interval
 from .agent import Agent
 from .play import GreedyActor, evaluate_actor, evaluate_policy

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops
+from ..ops import reference
 from ..ops.types import ActorParams, RecurrentQParams
 from ..support import devices
 from .members import check_seeds, per_member, refuse, require_finite, sums

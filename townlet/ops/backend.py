@@ -10,14 +10,6 @@ from torch.jit._trace import is_tracing
 
 from .. import _native  # loads the libraries that register torch.ops.townlet
 
-_ISA_BITS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512_bf16": 8}
-LANES: int = torch.ops.townlet.lanes()
-"""How many floats a vector of the kernels in use holds."""
-ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_BITS.items() if torch.ops.townlet.isa_levels() & v)
-"""The instruction sets for which kernels were built and which this CPU runs."""
-ISA: str = next(k for k, v in _ISA_BITS.items() if v == torch.ops.townlet.isa())
-"""The instruction set of the kernels in use. The environment variable TOWNLET_ISA forces one that the CPU runs."""
-
 ON_CUDA = frozenset(["pack", "td_unroll", "lstm_unroll", "lstm_step"])
 """The operators that are compiled for CUDA. There the form of the others is the twin, a few of torch's operations."""
 announced: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ... import __version__
+from ..._build import __version__
 from ...runs.metrics import Curve
 from ...runs.results import Results
 from ...support.files import replacing

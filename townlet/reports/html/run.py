@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ... import __version__
+from ..._build import __version__
 from ...runs.metrics import MEANINGS, Curve
 from ...runs.results import Results
 from ...settings.config import GROUPS, PER_MEMBER, Config
