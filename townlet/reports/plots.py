@@ -101,7 +101,7 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
     score.set_ylabel("survival (ticks)" if has_survival else "return")
     over = "" if alone else f": mean of {len(members)} members with its 95% interval"
     score.set_title("Learning curve" + over, fontsize=10)
-    if score.lines:
+    if score.get_legend_handles_labels()[0]:
         score.legend(fontsize=8)
     epsilon = loss.twinx()
     _line(epsilon, [r for r in rows if r["member"] == 0], "epsilon", "#009E73", 1.2, None)
