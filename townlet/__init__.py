@@ -14,7 +14,8 @@ import os as _os
 # torch is imported, which brings the one OpenMP runtime.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ._build import __version__, build_config
+from ._build import __version__ as __version__
+from ._build import build_config as build_config
 
 _HOMES = {
     "Config": "settings.config",

@@ -19,11 +19,12 @@ def build_config() -> dict[str, Any]:
     """Compiler, instruction sets, CUDA and torch: what a bug report needs. Plain values."""
     import torch
 
-    from . import _C, _native
+    from . import _native
+    from ._C import build_info
 
     return {
         "townlet": __version__,
-        **_C.build_info(),
+        **build_info(),
         "isa_levels": list(_native.ISA_LEVELS),
         "isa_in_use": _native.ISA,
         "isa_forced": os.environ.get("TOWNLET_ISA"),

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .. import _native, doctor
+from .. import _native
 from ..learning.learner import Learner
 from ..learning.networks import RecurrentQNetwork
 from ..learning.population import VectorizedPopulation
 from ..learning.replay import SequentialReplayBuffer
 from ..ops import TDSpec
 from ..support import devices
+from .checks import CPU, Check, td_checks
 
 HIDDEN = (64, 128, 256, 512)
 """LSTM units, from what one block holds of the recurrent weights to what only the step-by-step kernel can take."""
@@ -34,21 +35,21 @@ def need_kernels() -> None:
         raise ValueError(f"there are no CUDA kernels to check: {_native.WHY_NOT_CUDA}")
 
 
-def checks(device: torch.device) -> Iterator[doctor.Check]:
+def checks(device: torch.device) -> Iterator[Check]:
     """`td_unroll` at larger sizes in both precisions, then the learner's update."""
     g = torch.Generator().manual_seed(2)
     for hidden in HIDDEN:
-        yield from doctor.td_checks(f"td_unroll, H = {hidden}", {"n_step": 3}, g, hidden=hidden, device=device)
+        yield from td_checks(f"td_unroll, H = {hidden}", {"n_step": 3}, g, hidden=hidden, device=device)
         # a single action: rounding would choose another one where two are about equal
         rounded = {"n_step": 3, "compute_dtype": torch.bfloat16}
         label = f"td_unroll, H = {hidden}, bfloat16"
-        yield from doctor.td_checks(label, rounded, g, hidden=hidden, actions=1, device=device, allowed=BFLOAT16)
+        yield from td_checks(label, rounded, g, hidden=hidden, actions=1, device=device, allowed=BFLOAT16)
     yield from update_checks(device, record=True)
 
 
-def update_checks(device: torch.device, record: bool) -> Iterator[doctor.Check]:
+def update_checks(device: torch.device, record: bool) -> Iterator[Check]:
     """Six updates on `device` against the same on the CPU; record: the same once more, recorded as a graph."""
-    here = learner(doctor.CPU)
+    here = learner(CPU)
     there = [learner(device, graph) for graph in ([False, True] if record else [False])]
     for each in there:
         each.population.load_state_dict(here.population.state_dict())

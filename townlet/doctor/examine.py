@@ -30,10 +30,10 @@ def examine(out: Callable[[str], None], device: str = "cpu") -> int:
     where = devices.resolve(device)
     found = operator_checks(where)
     if where.type == "cuda":
-        from . import cuda as doctor_cuda
+        from . import cuda
 
-        doctor_cuda.need_kernels()
-        found = itertools.chain(found, doctor_cuda.checks(where))
+        cuda.need_kernels()
+        found = itertools.chain(found, cuda.checks(where))
     out(f"operator on {where}, kernel against float64 twin: largest error relative to the largest value")
     worst, sick = 0.0, []
     for name, error, allowed in found:
@@ -49,5 +49,5 @@ def examine(out: Callable[[str], None], device: str = "cpu") -> int:
     kernel = cuda_kernel_in_use(where) if where.type == "cuda" else kernel_in_use()
     out(f"all operators agree with their twins (worst {worst:.1e}); kernel in use: {kernel}")
     if where.type == "cuda":
-        doctor_cuda.measure(where, out)
+        cuda.measure(where, out)
     return 0
