@@ -1,8 +1,8 @@
 """``replay_write`` and ``replay_windows``: the inner loops of the replay buffer.
 
 The operators are ``torch.ops.townlet.replay_write`` and ``replay_windows``. ``townlet.learning.replay`` says what the
-rings mean. ``ReplayStores``, ``ReplayTables`` and ``ReplaySteps`` own the order of the operators' arguments. The operators
-run on the CPU. On another device the buffer calls their twins, which take and return the same.
+rings mean. ``ReplayStores``, ``ReplayTables`` and ``ReplaySteps`` own the order of the operators' arguments. The
+operators run on the CPU. On another device the buffer calls their twins, which take and return the same.
 """
 
 from __future__ import annotations
