@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,17 @@ from townlet import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE, CLUSTER, GRID = 0, 1, 2
+FORMS = {
+    "step": "a launch per step",
+    "single": "resident, one block, 16 rows",
+    "single:1x32": "resident, one block, 32 rows",
+    **{f"cluster:{n}": f"resident, cluster of {n} blocks, 16 rows" for n in (2, 3, 4, 8, 16)},
+    **{f"cluster:{n}x32": f"resident, cluster of {n} blocks, 32 rows" for n in (2, 4, 8, 16)},
+    **{f"grid:{n}": f"resident, cooperative grid of {n} blocks, 16 rows" for n in (2, 3, 5, 22)},
+    **{f"grid:{n}x32": f"resident, cooperative grid of {n} blocks, 32 rows" for n in (2, 5, 22)},
+}
+"""Forms to ask for by TOWNLET_CUDA_UNROLL, and what the plan then says."""
+
 # the runtime switches between fibers behind the back of ThreadSanitizer, and tells it so itself (EMU_TSAN)
 FLAGS = ["-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fPIC"]
 
@@ -53,10 +66,19 @@ class Shim:
         """The places of all barriers met so far; the index is what `set(ignore=)` takes."""
         return [self.lib.emu_site(i).decode() for i in range(self.lib.emu_sites())]
 
-    def plan(self, gpu: tuple[int, int], n: tuple[int, ...]) -> dict[str, int]:
-        """The plan for a GPU (compute capability, SMs) and P, B, T, H, bf16, chains, backward."""
+    def plan(
+        self, gpu: tuple[int, int], n: tuple[int, ...], clusters: Mapping[int, int] = MappingProxyType({})
+    ) -> dict[str, int]:
+        """The plan for a GPU (compute capability, SMs) and P, B, T, H, bf16, chains, backward.
+
+        clusters: by number of blocks, how many clusters the driver says run at the same time.
+        """
         out = (ctypes.c_int64 * 7)()
+        self.lib.emu_set_clusters(0, -1)
+        for blocks, at_once in clusters.items():
+            self.lib.emu_set_clusters(blocks, at_once)
         self.lib.emu_plan((ctypes.c_int64 * 2)(*gpu), (ctypes.c_int64 * 7)(*n), out)
+        self.lib.emu_set_clusters(0, -1)
         return dict(zip(("resident", "exchange", "blocks", "units", "rows", "shared", "limit"), out, strict=True))
 
     def call(self, function: str, sizes: list[int], plan: Plan, tensors: list[Tensor | None]) -> None:

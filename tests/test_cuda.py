@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from op_cases import Case, Problem, deviation, draw_decided, evaluate
+from resident_cases import FORMS
 from test_learner import make, state_of
 from test_op_values import (
     BASE,
@@ -143,6 +144,53 @@ class TestOperators:
         problem = there(draw_decided(replace(BASE, B=B)))
         one, two = (evaluate(kernel_td_unroll, problem) for _ in range(2))
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+class TestForms:
+    """Every form of the recurrent kernels, whatever the plan would pick."""
+
+    HIDDEN = (40, 130, 256, 512)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize("form", FORMS)
+    def test_forward_and_backward(self, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        if form.startswith("cluster") and torch.cuda.get_device_capability(GPU) < (9, 0):
+            pytest.skip("no clusters before sm_90")
+        bf16, ran = dtype == torch.bfloat16, []
+        for H in self.HIDDEN:
+            case = Case(P=1, B=19, S=5, D=17, H=H, F=33, padding=True, double_q=False)
+            problem = draw_decided(case).with_spec(compute_dtype=dtype)
+            if not self.fits(form, case, bf16, monkeypatch):
+                continue
+            ran.append(H)
+            monkeypatch.setenv("TOWNLET_CUDA_UNROLL", form)
+            check(compare(problem), *((BFLOAT16_VALUES, BFLOAT16_GRADIENTS) if bf16 else ()))
+            got = ops.td_unroll(*there(problem))
+            monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "step" if form != "step" else "grid:22")
+            other = ops.td_unroll(*there(problem))
+            assert not torch.equal(got.h_final, other.h_final), "control: another order of summation ran"
+        assert ran, f"{form} fits none of {self.HIDDEN}"
+
+    @staticmethod
+    def fits(form: str, case: Case, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Whether it fits both directions; then the plan says that it runs."""
+        monkeypatch.setenv("TOWNLET_CUDA_UNROLL", form)
+        for chains, backward in ((2, False), (1, True)):
+            try:
+                plan = torch.ops.townlet.unroll_plan(0, case.P, case.B, case.S + 1, case.H, bf16, chains, backward)
+            except RuntimeError as error:
+                if f"TOWNLET_CUDA_UNROLL is '{form}'; expected a form " in str(error):
+                    return False
+                raise
+            assert plan == FORMS[form]
+        return True
+
+    def test_a_form_that_does_not_fit_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = there(draw_decided(replace(BASE, H=130)))
+        ops.td_unroll(*problem)
+        monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "single")
+        with pytest.raises(RuntimeError, match="TOWNLET_CUDA_UNROLL is 'single'; expected a form with at most 128"):
+            ops.td_unroll(*problem)
 
 
 class TestUpdate:

@@ -6,6 +6,7 @@ The cases are those of the CPU kernel: an orthogonal array over odd sizes, then 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import torch
 from cuda_emu import emu, evaluate, lstm_unroll, pack, td_unroll
 from op_cases import Case, Deviation, deviation, draw, draw_decided
 from op_cases import evaluate as evaluate_twin
+from resident_cases import FORMS
 from test_op_values import (
     BASE,
     BFLOAT16_GRADIENTS,
@@ -68,17 +70,105 @@ def test_resident(gpu: tuple[int, int], form: str, case: Case, dtype: torch.dtyp
     """The whole operator with the resident kernels in it, in each of their forms."""
     bf16 = dtype == torch.bfloat16
     chains = 1 + case.target
-    plan = torch.ops.townlet.unroll_plan(*gpu, case.P, case.B, case.S + 1, case.H, bf16, chains, False)
-    assert form in plan
     steps = evaluate(draw_decided(case).with_spec(compute_dtype=dtype), torch.ones(case.P))
     emu.set_gpu(*gpu)
     try:
+        assert form in emu.unroll_plan(0, case.P, case.B, case.S + 1, case.H, bf16, chains, False)
         tolerances = (BFLOAT16_VALUES, BFLOAT16_GRADIENTS) if bf16 else ()
         check(compare(case, dtype), *tolerances)
         resident = evaluate(draw_decided(case).with_spec(compute_dtype=dtype), torch.ones(case.P))
     finally:
         emu.set_gpu(0, 0)
     assert not torch.equal(resident["h_final"], steps["h_final"]), "control: another order of summation ran"
+
+
+@pytest.fixture
+def h100() -> Iterator[None]:
+    emu.set_gpu(90, 132)
+    yield
+    emu.set_gpu(0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("h100")
+def test_a_form_that_is_asked_for_runs(form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form, whatever the plan would pick; some blocks of the largest own no unit here."""
+    bf16 = dtype == torch.bfloat16
+    case = replace(BASE, P=1, B=3, S=3, burn_in=1, H=37)
+    problem = draw_decided(case).with_spec(compute_dtype=dtype)
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "step" if form != "step" else "single")
+    other = evaluate(problem, torch.ones(case.P))
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", form)
+    for chains, backward in ((2, False), (1, True)):
+        assert emu.unroll_plan(0, case.P, case.B, case.S + 1, case.H, bf16, chains, backward) == FORMS[form]
+    check(compare(case, dtype), *((BFLOAT16_VALUES, BFLOAT16_GRADIENTS) if bf16 else ()))
+    got = evaluate(problem, torch.ones(case.P))
+    assert not torch.equal(got["h_final"], other["h_final"]), "control: another order of summation ran"
+
+
+@pytest.mark.parametrize(
+    "form", ["fast", "step:2", "stepx32", "single:2", "cluster", "cluster:1", "cluster:17", "cluster:8x8", "cluster:8x",
+             "grid:", "grid:1", "grid:-4", "grid:4:32", "grid:99999"]
+)  # fmt: skip
+@pytest.mark.usefixtures("h100")
+def test_a_form_that_does_not_exist_is_named(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", form)
+    with pytest.raises(RuntimeError, match=rf"TOWNLET_CUDA_UNROLL is '{form}'; expected step, single, cluster:BLOCKS"):
+        td_unroll(draw(BASE))
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "")
+    td_unroll(draw(BASE))
+
+
+@pytest.mark.parametrize(
+    ("form", "gpu", "B", "H", "bf16", "expected"),
+    [
+        ("cluster:2", (80, 108), 1, 64, True, "a form without clusters, which sm_80 lacks"),
+        ("single", (90, 132), 1, 129, True, "a form with at most 128 units to a block; it has 136 (P = 1, B = 1, T ="),
+        ("single:1x32", (90, 132), 1, 65, True, "a form with at most 64 units to a block; it has 72"),
+        (
+            "single",
+            (90, 132),
+            1,
+            128,
+            False,
+            "a form that this GPU can launch; it needs 272 of 227 KB of shared memory",
+        ),
+        ("cluster:16", (90, 132), 1, 64, True, "a form that this GPU can launch"),
+        (
+            "grid:9",
+            (80, 108),
+            97,
+            256,
+            True,
+            "a form whose blocks run at the same time, each on an SM of its own; it has 126",
+        ),
+    ],
+)
+def test_a_form_that_does_not_fit_is_an_error(
+    form: str, gpu: tuple[int, int], B: int, H: int, bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emu.set_gpu(*gpu)
+    try:
+        emu.set_clusters(16, 0)
+        plan = emu.unroll_plan(0, 1, B, 3, H, bf16, 2, False)
+        monkeypatch.setenv("TOWNLET_CUDA_UNROLL", form)
+        with pytest.raises(RuntimeError, match=rf"TOWNLET_CUDA_UNROLL is '{form}'; expected {re.escape(expected)}"):
+            emu.unroll_plan(0, 1, B, 3, H, bf16, 2, False)
+    finally:
+        emu.set_gpu(0, 0)
+    assert plan, "control: the plan has a form for this size"
+
+
+@pytest.mark.usefixtures("h100")
+def test_where_no_cluster_of_16_fits_another_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H = 360 in float32 needs 16 blocks of a cluster, for which some GPUs have no GPC with enough SMs."""
+    P, B, T, H = 1, 1, 2, 360
+    sizes = (0, P, B, T, H, False, 1, False)
+    assert "cluster of 16 blocks" in emu.unroll_plan(*sizes)
+    emu.set_clusters(16, 0)
+    assert "cooperative grid" in emu.unroll_plan(*sizes)
+    test_lstm_unroll(P, B, T, 3, H, True)
 
 
 def test_lstm_unroll_resident() -> None:

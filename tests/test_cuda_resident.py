@@ -168,6 +168,27 @@ def test_the_plan_by_size_and_architecture(
         assert how == want, ("forward", "backward")[backward]
 
 
+@pytest.mark.parametrize(
+    ("H", "clusters", "want_forward", "want_backward"),
+    [
+        # as above, P = 1, bf16; by number of blocks, how many clusters the driver says run at the same time
+        (128, {4: 8}, (CLUSTER, 4, 32, 16), (CLUSTER, 4, 32, 16)),  # the eight groups forward just fit
+        (128, {4: 7}, (CLUSTER, 2, 64, 16), (CLUSTER, 4, 32, 16)),  # 28 SMs of 132, and no wider cluster
+        (128, {2: 0}, (SINGLE, 1, 128, 16), (SINGLE, 1, 128, 16)),
+        (512, {16: 8}, (CLUSTER, 16, 32, 16), (CLUSTER, 16, 32, 16)),
+        (512, {16: 7}, (CLUSTER, 16, 32, 32), (CLUSTER, 16, 32, 16)),  # taller tiles save a second wave
+        (512, {16: 0}, (GRID, 13, 40, 16), (GRID, 11, 48, 16)),  # no GPC has 16 SMs
+    ],
+)
+def test_the_plan_asks_how_many_clusters_run_at_the_same_time(
+    shim: Shim, H: int, clusters: dict[int, int], want_forward: tuple[int, ...], want_backward: tuple[int, ...]
+) -> None:
+    for backward, want in enumerate((want_forward, want_backward)):
+        plan = shim.plan(H100, (1, 64, 80, H, 1, 2 - backward, backward), clusters)
+        how = (plan["exchange"], plan["blocks"], plan["units"], plan["rows"])
+        assert how == want, ("forward", "backward")[backward]
+
+
 def test_no_plan_breaks_a_limit(shim: Shim) -> None:
     ran = set()
     for gpu in (A100, RTX3090, H100, (75, 40), (120, 170)):

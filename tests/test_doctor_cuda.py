@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from cuda_emu import emu
 
 from townlet import _native, cli, doctor, doctor_cuda, ops
 from townlet import device as devices
@@ -104,13 +105,33 @@ def test_gpu_tensors_without_kernels_are_announced_and_those_without_a_kernel_ar
     assert len(ops._announced) == (0 if _native.CUDA else 1)
 
 
-def test_it_says_which_kernels_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
-    old = SimpleNamespace(major=7, minor=5, multi_processor_count=40)
+@pytest.fixture
+def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The host shim in the place of the CUDA kernels."""
     monkeypatch.setattr(_native, "CUDA", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: h100)
+    monkeypatch.setattr(torch.ops.townlet, "unroll_plan", emu.unroll_plan)
+    emu.set_gpu(90, 132)
+    yield
+    emu.set_gpu(0, 0)
+
+
+@pytest.mark.usefixtures("shim")
+def test_it_says_which_kernels_a_gpu_runs() -> None:
     said = doctor.cuda_kernel_in_use()
-    assert "H = 128 bf16: resident" in said
+    assert said.startswith("B = 64, S = 80, forward, H = 128 fp32: resident, cluster of")
     assert "H = 256 bf16: resident, cluster of" in said
-    assert doctor.plan_in_words(old, 256, "fp32") == "a launch per step"
+    assert "H = 512 bf16: resident, cluster of 16" in said
+    emu.set_clusters(16, 0)
+    assert "H = 512 bf16: resident, cooperative grid" in doctor.cuda_kernel_in_use()
+    emu.set_gpu(75, 40)
+    assert doctor.plan_in_words("cuda:1", 256, "fp32") == "a launch per step"
+
+
+@pytest.mark.usefixtures("shim")
+def test_it_says_which_form_is_asked_for_and_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "cluster:8")
+    said = doctor.cuda_kernel_in_use()
+    assert said.startswith("TOWNLET_CUDA_UNROLL asks for cluster:8: B = 64")
+    assert "H = 128 fp32: resident, cluster of 8 blocks, 16 rows;" in said
+    assert "H = 512 bf16: TOWNLET_CUDA_UNROLL is 'cluster:8'; expected a form that this GPU can launch" in said

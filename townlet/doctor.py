@@ -72,15 +72,19 @@ def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
         return f"none ({_native.WHY_NOT_CUDA})"
     if not torch.cuda.is_available():
         return "none (no usable GPU)"
-    gpu = torch.cuda.get_device_properties(where)
-    plans = (f"H = {H} {name}: {plan_in_words(gpu, H, name)}" for H in (128, 256, 512) for name in ("fp32", "bf16"))
-    return "B = 64, S = 80, forward, " + "; ".join(plans)
+    form = os.environ.get("TOWNLET_CUDA_UNROLL")
+    asked = f"TOWNLET_CUDA_UNROLL asks for {form}: " if form else ""
+    plans = (f"H = {H} {name}: {plan_in_words(where, H, name)}" for H in (128, 256, 512) for name in ("fp32", "bf16"))
+    return f"{asked}B = 64, S = 80, forward, " + "; ".join(plans)
 
 
-def plan_in_words(gpu: Any, H: int, dtype: str) -> str:
-    """The form of the recurrent kernels on a GPU (its properties, as torch gives them) for two chains of 64 x 81."""
-    arch, bf16 = 10 * gpu.major + gpu.minor, dtype == "bf16"
-    plan: str = torch.ops.townlet.unroll_plan(arch, gpu.multi_processor_count, 1, 64, 81, H, bf16, 2, False)
+def plan_in_words(where: torch.device | str, H: int, dtype: str) -> str:
+    """The form of the recurrent kernels on a GPU for two chains of 64 x 81; or why the form asked for does not fit."""
+    index = torch.device(where).index or 0
+    try:
+        plan: str = torch.ops.townlet.unroll_plan(index, 1, 64, 81, H, dtype == "bf16", 2, False)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
     return plan
 
 

@@ -3,9 +3,9 @@
 //
 // A box is the memory that receives one block's share of the exchange; `at(box, r)` is block r's copy of it, for
 // writing, `own(box)` the block's own, for reading with `read`.  Every step ends in one barrier of the group, cut in
-// two: what is written to boxes before `arrive` can be read after `wait`, and other work fits between.
+// two: what is written to boxes before `arrive` can be read after `wait`, and other work fits between.  kGlobal: boxes
+// lie in global memory.  kHere: the architecture can do it; where it cannot, a kernel consists of a trap.
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace townlet::cuda {
 
 struct SingleExchange {
-  static constexpr bool kGlobal = false;
+  static constexpr bool kGlobal = false, kHere = true;
   __device__ SingleExchange(int, unsigned*, int64_t) {}
   __device__ int rank() const { return 0; }
   __device__ int copies() const { return 1; }  // of the state that all blocks of the group read
@@ -32,30 +32,27 @@ struct SingleExchange {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 struct ClusterExchange : SingleExchange {  // no clusters here: the plan never asks for them
-  __device__ ClusterExchange(int blocks, unsigned* counter, int64_t box_bytes)
-      : SingleExchange(blocks, counter, box_bytes) {
-    __trap();
-  }
+  static constexpr bool kHere = false;
+  using SingleExchange::SingleExchange;
 };
 #else
-struct ClusterExchange {
-  static constexpr bool kGlobal = false;
+struct ClusterExchange {  // by the intrinsics: cooperative_groups.h would double the time to compile
+  static constexpr bool kGlobal = false, kHere = true;
   int blocks;
-  cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   __device__ ClusterExchange(int blocks_, unsigned*, int64_t) : blocks(blocks_) {}
-  __device__ int rank() const { return int(cluster.block_rank()); }
+  __device__ int rank() const { return int(__clusterRelativeBlockRank()); }
   __device__ int copies() const { return blocks; }
   template <class T>
   __device__ T* at(T* box, int r) const {
-    return cluster.map_shared_rank(box, r);
+    return static_cast<T*>(__cluster_map_shared_rank(box, unsigned(r)));
   }
   template <class T>
   __device__ T* own(T* box) const {
     return box;
   }
   __device__ static float read(const float* from) { return *from; }
-  __device__ void arrive() { cluster.barrier_arrive(); }
-  __device__ void wait() { cluster.barrier_wait(); }
+  __device__ void arrive() { __cluster_barrier_arrive(); }
+  __device__ void wait() { __cluster_barrier_wait(); }
 };
 #endif
 
@@ -79,7 +76,7 @@ __device__ inline void wait_at_least(const unsigned* counter, unsigned count) {
 
 // The boxes lie in global memory; all blocks of the launch are resident, so that waiting ends.
 struct GridExchange {
-  static constexpr bool kGlobal = true;
+  static constexpr bool kGlobal = true, kHere = true;
   int blocks;
   unsigned *counter, count = 0;
   int64_t box_bytes;  // from one block's box to the next; 0 where the group shares one

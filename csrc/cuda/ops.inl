@@ -1,9 +1,9 @@
 // The torch side of the operators on a GPU: tensors in, launches out.  Compiled for CUDA (ops_cuda.cpp) and for the
 // host shim of the tests.  The includer has defined, in townlet's anonymous namespace:
-//   struct Guard            makes a tensor's device current
+//   struct Guard            makes a device current, of a tensor or by its index
 //   void* current_stream(const Tensor&)
 //   void check(int)         an exception for a cudaError_t that is not success
-//   std::optional<cuda::Gpu> gpu_of(const Tensor&)   nothing: a launch per step, whatever the size
+//   std::optional<cuda::Gpu> gpu_of(int device)   nothing: a launch per step, whatever the size
 //   Tensor product_bf16(const Tensor& a, const Tensor& b)   a @ b of bfloat16 operands, batched, as float
 //
 // Products over all of time are torch's own (on a GPU: cuBLAS), so their order of summation is that library's.
@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "../ops/net.h"
+#include "form.h"
 #include "plan.h"
 #include "resident.h"
 #include "rows.h"
@@ -58,6 +59,21 @@ class Parts {
   int64_t offset_;
 };
 
+// What runs on a device, by the environment or else by the plan.
+cuda::Plan plan_on(int device, const cuda::UnrollSizes& n) {
+  const std::optional<cuda::Form> form = cuda::forced_form();
+  const std::optional<cuda::Gpu> gpu = gpu_of(device);
+  if (!gpu) return {};
+  return form ? cuda::plan_form(*form, *gpu, n) : cuda::plan_unroll(*gpu, n);
+}
+// The same in words.
+std::string unroll_plan(int64_t device, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16, int64_t chains,
+                        bool backward) {
+  const int index = static_cast<int>(device);
+  const Guard guard(index);
+  return cuda::describe(plan_on(index, {P, B, T, H, bf16, static_cast<int>(chains), backward}));
+}
+
 // What every part of an operator's call shares.
 struct Call {
   Guard guard;
@@ -86,23 +102,19 @@ struct Call {
   // recurrent weights as the kernels multiply with them
   Tensor recurrent(const Tensor& w_hh) const { return bf16 ? torch::stable::to(w_hh, ScalarType::BFloat16) : w_hh; }
   void forward(const cuda::UnrollForward& a) const {
-    const cuda::Plan plan = plan_of({a.P, a.B, a.T, a.H, a.bf16, a.chains, false});
+    const cuda::Plan plan = plan_on(like.get_device_index(), {a.P, a.B, a.T, a.H, a.bf16, a.chains, false});
     if (!plan.resident) return check(cuda::step_forward(a, stream));
     Tensor scratch = bytes(plan.how.forward_scratch(plan.how.groups(a.P, a.B, a.chains)));
     check(cuda::resident_unroll_forward(plan.how, a, at(scratch), stream));
   }
   void backward(const cuda::UnrollBackward& a) const {
-    const cuda::Plan plan = plan_of({a.P, a.B, a.T, a.H, a.bf16, 1, true});
+    const cuda::Plan plan = plan_on(like.get_device_index(), {a.P, a.B, a.T, a.H, a.bf16, 1, true});
     if (!plan.resident) return check(cuda::step_backward(a, stream));
     Tensor scratch = bytes(plan.how.backward_scratch(plan.how.groups(a.P, a.B, 1)));
     check(cuda::resident_unroll_backward(plan.how, a, at(scratch), stream));
   }
 
  private:
-  cuda::Plan plan_of(const cuda::UnrollSizes& n) const {
-    const std::optional<cuda::Gpu> gpu = gpu_of(like);
-    return gpu ? cuda::plan_unroll(*gpu, n) : cuda::Plan{};
-  }
   Tensor bytes(int64_t n) const { return make({(n + 3) / 4}); }
 };
 

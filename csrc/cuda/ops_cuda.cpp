@@ -4,18 +4,21 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include <cstdlib>
-#include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "../ops/net.h"
 #include "plan.h"
+#include "resident.h"
 
 namespace townlet {
 namespace {
 
 struct Guard {
   torch::stable::accelerator::DeviceGuard guard;
-  explicit Guard(const Tensor& t) : guard(t.get_device_index()) {}
+  explicit Guard(int device) : guard(device) {}
+  explicit Guard(const Tensor& t) : Guard(t.get_device_index()) {}
 };
 void* current_stream(const Tensor& t) {
   void* stream = nullptr;
@@ -24,19 +27,22 @@ void* current_stream(const Tensor& t) {
 }
 void check(int error) { STD_CUDA_CHECK(static_cast<cudaError_t>(error)); }
 
-// The environment variable TOWNLET_CUDA_UNROLL=step leaves the resident kernels out, for comparisons.
-std::optional<cuda::Gpu> gpu_of(const Tensor& t) {
-  static const bool step = [] {
-    const char* chosen = std::getenv("TOWNLET_CUDA_UNROLL");
-    return chosen != nullptr && std::strcmp(chosen, "step") == 0;
-  }();
-  if (step) return std::nullopt;
-  const int device = t.get_device_index();
+// The driver's answer for the current device, asked for once.
+int64_t groups_at_once(int device, const cuda::Resident& s, bool backward) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, cuda::Exchange, int, int, int, bool, bool>, int64_t> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [at, unknown] = known.try_emplace({device, s.exchange, s.blocks, s.units, s.rows, s.bf16, backward}, 0);
+  if (unknown) at->second = cuda::resident_groups_at_once(s, backward);
+  return at->second;
+}
+std::optional<cuda::Gpu> gpu_of(int device) {
   int major = 0, minor = 0, sms = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
-  return cuda::Gpu{10 * major + minor, sms};
+  return cuda::Gpu{10 * major + minor, sms,
+                   [device](const cuda::Resident& s, bool backward) { return groups_at_once(device, s, backward); }};
 }
 
 Tensor product_bf16(const Tensor& a, const Tensor& b) {
@@ -58,4 +64,7 @@ STABLE_TORCH_LIBRARY_IMPL(townlet, CUDA, m) {
   m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_gpu));
   m.impl("lstm_unroll_backward", TORCH_BOX(&townlet::lstm_unroll_backward_gpu));
   m.impl("lstm_step", TORCH_BOX(&townlet::lstm_step_gpu));
+}
+STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
+  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
 }

@@ -5,14 +5,17 @@ registers.txt beside this file is its output with nvcc 13.0; run it again after 
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
+SOURCES = sorted(HERE.glob("resident_*.cu"))
 ARCHITECTURES = (80, 90)
 REPORT = re.compile(
     r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
@@ -32,12 +35,14 @@ class Kernel(NamedTuple):
 
 
 def report(nvcc: str = "nvcc") -> list[Kernel]:
-    """Compile resident.cu and read what ptxas says of each kernel that can run there (clusters need sm_90)."""
+    """Compile the resident kernels and read what ptxas says of each that can run there (clusters need sm_90)."""
     with tempfile.TemporaryDirectory() as out:
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-        command = [nvcc, "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2", *targets, "-c"]
-        command += [str(HERE / "resident.cu"), "-o", f"{out}/resident.o"]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        command = [nvcc, "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v", *targets, "-c"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [[*command, str(source), "-o", f"{out}/{source.stem}.o"] for source in SOURCES]
+            done = pool.map(lambda c: subprocess.run(c, check=True, capture_output=True, text=True), objects)
+            text = "".join(each.stderr for each in done)
     kernels = []
     for mangled, arch, stores, loads, registers in REPORT.findall(text):
         match = NAME.search(mangled)

@@ -78,6 +78,10 @@ struct Cells {
 template <class Tile, class Exchange, int M>
 __global__ void __launch_bounds__(max_threads(M* kRowTile))
     resident_forward(UnrollForward a, Resident s, char* scratch) {
+  if constexpr (!Exchange::kHere) {
+    __trap();
+    return;
+  }
   using Element = typename Tile::Element;
   constexpr int kCells = 4 * M;
   const Place place(s, a.P, a.B);
@@ -187,6 +191,10 @@ __global__ void __launch_bounds__(max_threads(M* kRowTile))
 template <class Tile, class Exchange, int M>
 __global__ void __launch_bounds__(max_threads(M* kRowTile))
     resident_backward(UnrollBackward a, Resident s, char* scratch) {
+  if constexpr (!Exchange::kHere) {
+    __trap();
+    return;
+  }
   using Element = typename Tile::Element;
   constexpr int kCells = 4 * M;
   const Place place(s, a.P, a.B);

@@ -1,5 +1,5 @@
 #pragma once
-// The arithmetic of the resident kernels (resident.cu): how w_hh is cut over blocks and what a block keeps in shared
+// The arithmetic of the resident kernels (resident.cuh): how w_hh is cut over blocks and what a block keeps in shared
 // memory.  Pure functions of sizes, for host and device; no CUDA headers.
 
 #include <cstdint>
@@ -71,6 +71,7 @@ struct Resident {
     const int64_t boxes = exchange == Exchange::kGrid ? 0 : 2 * inbox() * 4;
     return (backward_weights() + rows * backward_stride()) * value_bytes() + boxes;
   }
+  TOWNLET_ANYWHERE int64_t shared(bool backward) const { return backward ? backward_shared() : forward_shared(); }
 
   // Global memory for the exchange of kGrid, zeroed barriers first; nothing for the others.
   TOWNLET_ANYWHERE int64_t groups(int64_t P, int64_t B, int64_t chains) const {

@@ -1,7 +1,7 @@
 #pragma once
 // The recurrent part of the LSTM on the GPU: input projections go in, states, gates and their gradients come out.  Two
-// implementations: step.cu, a launch per time step for any size, and resident.cu, one launch with w_hh kept on the chip
-// for all of time.  No CUDA and no torch headers: this is what the torch side (ops.inl) sees.
+// implementations: step.cu, a launch per time step for any size, and resident.cuh, one launch with w_hh kept on the
+// chip for all of time.  No CUDA and no torch headers: this is what the torch side (ops.inl) sees.
 //
 // All arrays are contiguous and batch-first, gates in the order i f g o.  w_hh holds floats, or bfloat16 where `bf16`;
 // then h and the gradients of the gates are rounded to it before they are multiplied.  `stream` is a cudaStream_t.

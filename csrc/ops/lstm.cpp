@@ -1,9 +1,7 @@
 // The LSTM over time and its single step as operators over cpu/lstm_unroll.h and cpu/act.h.
 
-#include <string>
 #include <tuple>
 
-#include "../cuda/plan.h"
 #include "../cuda/unroll.h"
 #include "tensors.h"
 
@@ -20,8 +18,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
   m.def("lstm_saved_size(int D, int H, bool cuda) -> (int, int)");
   // one acting step from packed weights: h, c
   m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
-  // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
-  m.def("unroll_plan(int arch, int sms, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
+  // which form of the recurrent kernels the GPU of this number runs, in words; cuda/ops.inl has it
+  m.def("unroll_plan(int device, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
 }
 
 namespace townlet {
@@ -137,18 +135,11 @@ std::tuple<int64_t, int64_t> lstm_saved_size(int64_t D, int64_t H, bool cuda) {
   return {size.step, size.rest};
 }
 
-std::string unroll_plan(int64_t arch, int64_t sms, int64_t P, int64_t B, int64_t T, int64_t H, bool bf16,
-                        int64_t chains, bool backward) {
-  const cuda::Gpu gpu{static_cast<int>(arch), static_cast<int>(sms)};
-  return cuda::describe(cuda::plan_unroll(gpu, {P, B, T, H, bf16, static_cast<int>(chains), backward}));
-}
-
 }  // namespace
 }  // namespace townlet
 
 STABLE_TORCH_LIBRARY_IMPL(townlet, CompositeExplicitAutograd, m) {
   m.impl("lstm_saved_size", TORCH_BOX(&townlet::lstm_saved_size));
-  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
 }
 STABLE_TORCH_LIBRARY_IMPL(townlet, CPU, m) {
   m.impl("lstm_unroll", TORCH_BOX(&townlet::lstm_unroll_cpu));

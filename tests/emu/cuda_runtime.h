@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <map>
 
 #define __global__
 #define __device__
@@ -78,6 +80,7 @@ struct Options {
   int ignore = -1;     // leave out the barrier of this index in `sites()`: the mutation tests' switch
   std::size_t stack = 64 << 10;
   std::size_t smem_limit = 227 << 10;  // dynamic shared memory of a block
+  std::map<unsigned, int> clusters;    // how many of so many blocks run at the same time; no entry: any number
 };
 extern Options options;
 extern std::uint64_t switches;  // since start: a cost measure
@@ -87,6 +90,10 @@ struct Shape {
   bool coop = false;
   unsigned cluster = 1;  // blocks of a cluster, neighbours along x
 };
+inline std::int64_t blocks_at_once(unsigned cluster) {
+  const auto found = options.clusters.find(cluster);
+  return found == options.clusters.end() ? std::numeric_limits<int>::max() : std::int64_t{found->second} * cluster;
+}
 void run(const Shape& shape, const std::function<void()>& body);
 int sites();  // barriers met so far, by place in the source
 const char* site(int index);
@@ -120,6 +127,13 @@ T unbits(std::uint64_t u) {
 
 inline void __syncthreads(EMU_AT) { emu::sync_block(file, line); }
 inline void __syncwarp(unsigned m = ~0u, EMU_AT) { emu::warp(m, 0, emu::kSync, 0, 32, file, line); }
+inline unsigned __clusterRelativeBlockRank() { return emu::group_rank(); }
+inline void* __cluster_map_shared_rank(void* own, unsigned rank, EMU_AT) {
+  return emu::peer_shared(own, int(rank), file, line);
+}
+inline void __cluster_barrier_arrive(EMU_AT) { emu::arrive_group(emu::kCluster, file, line); }
+inline void __cluster_barrier_wait(EMU_AT) { emu::wait_group(emu::kCluster, file, line); }
+inline void __trap() { __builtin_trap(); }
 inline void __nanosleep(unsigned) { emu::yield_now(); }
 namespace emu {
 // What the device does with red.release and ld.acquire: ThreadSanitizer understands these, but no fences.

@@ -541,6 +541,7 @@ void run(const Shape& shape, const std::function<void()>& body) {
   if (shape.smem > options.smem_limit) throw std::invalid_argument("too much dynamic shared memory");
   if (shape.cluster == 0 || shape.cluster > 16 || grid.x % shape.cluster)
     throw std::invalid_argument("bad cluster size");
+  if (blocks_at_once(shape.cluster) == 0) throw std::invalid_argument("no room for a cluster");
   Launch l;
   l.shape = &shape;
   l.body = &body;

@@ -1,6 +1,7 @@
 // The operators of csrc/cuda on the host shim, as torch.ops.townlet_emu.*: same schemas, CPU tensors.
 
 #include "../../csrc/cuda/plan.h"
+#include "../../csrc/cuda/resident.h"
 #include "../../csrc/ops/net.h"
 #include "cuda_runtime.h"
 
@@ -8,6 +9,7 @@ namespace townlet {
 namespace {
 
 struct Guard {
+  explicit Guard(int) {}
   explicit Guard(const Tensor&) {}
 };
 void* current_stream(const Tensor&) { return nullptr; }
@@ -15,9 +17,14 @@ void check(int error) { STD_TORCH_CHECK(error == 0, "launch failed: ", error); }
 
 // The GPU that the plan is made for; none: a launch per step.
 std::optional<cuda::Gpu> gpu;
-std::optional<cuda::Gpu> gpu_of(const Tensor&) { return gpu; }
+std::optional<cuda::Gpu> gpu_of(int) { return gpu; }
 void set_gpu(int64_t arch, int64_t sms) {
-  gpu = arch > 0 ? std::optional(cuda::Gpu{static_cast<int>(arch), static_cast<int>(sms)}) : std::nullopt;
+  gpu = std::nullopt;
+  if (arch > 0) gpu = cuda::Gpu{static_cast<int>(arch), static_cast<int>(sms), cuda::resident_groups_at_once};
+  emu::options.clusters.clear();
+}
+void set_clusters(int64_t blocks, int64_t at_once) {
+  emu::options.clusters[static_cast<unsigned>(blocks)] = static_cast<int>(at_once);
 }
 
 Tensor rounded(const Tensor& t) {
@@ -42,6 +49,9 @@ STABLE_TORCH_LIBRARY(townlet_emu, m) {
   m.def("set_order(int order) -> ()");
   // compute capability and number of SMs that the plan is made for; 0, 0: a launch per step
   m.def("set_gpu(int arch, int sms) -> ()");
+  // how many clusters of so many blocks the GPU runs at the same time, until the next set_gpu
+  m.def("set_clusters(int blocks, int at_once) -> ()");
+  m.def("unroll_plan(int device, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
   // barriers met so far, by place in the source; the mutation tests' switch: leave one out, -1 none
   m.def("sites() -> int");
   m.def("site(int index) -> str");
@@ -74,6 +84,8 @@ STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(townlet_emu, CompositeExplicitAutograd, m) {
   m.impl("set_order", TORCH_BOX(&townlet::set_order));
   m.impl("set_gpu", TORCH_BOX(&townlet::set_gpu));
+  m.impl("set_clusters", TORCH_BOX(&townlet::set_clusters));
+  m.impl("unroll_plan", TORCH_BOX(&townlet::unroll_plan));
   m.impl("sites", TORCH_BOX(&townlet::sites));
   m.impl("site", TORCH_BOX(&townlet::site));
   m.impl("leave_out", TORCH_BOX(&townlet::leave_out));

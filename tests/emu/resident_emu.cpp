@@ -1,7 +1,8 @@
-// The resident kernels on the host for the tests: the very same resident.cu against tests/emu/cuda_runtime.h, behind
+// The resident kernels on the host for the tests: the very same sources against tests/emu/cuda_runtime.h, behind
 // two C functions (ctypes calls them).  Sizes and pointers come in the order of the structs in unroll.h.
 #include "../../csrc/cuda/plan.h"
-#include "../../csrc/cuda/resident.cu"
+#include "../../csrc/cuda/resident.cpp"
+#include "resident.cpp"
 
 #include <exception>
 #include <string>
@@ -62,13 +63,20 @@ const char* emu_backward(const int64_t* sizes, const int64_t* plan, void* const*
 // gpu: compute capability, SMs; sizes: P, B, T, H, bf16, chains, backward.  out: whether resident, exchange, blocks,
 // units, rows, bytes of shared memory, and the architecture's limit
 void emu_plan(const int64_t* gpu, const int64_t* n, int64_t* out) {
-  const Gpu device{int(gpu[0]), int(gpu[1])};
+  const Gpu device{int(gpu[0]), int(gpu[1]), resident_groups_at_once};
   const Plan plan = plan_unroll(device, {n[0], n[1], n[2], n[3], n[4] != 0, int(n[5]), n[6] != 0});
   const Resident& s = plan.how;
-  const int64_t shared = !plan.resident ? 0 : n[6] != 0 ? s.backward_shared() : s.forward_shared();
+  const int64_t shared = plan.resident ? s.shared(n[6] != 0) : 0;
   const int64_t numbers[] = {plan.resident, int64_t(s.exchange),      s.blocks, s.units, s.rows,
                              shared,        shared_limit(device.arch)};
   std::copy(std::begin(numbers), std::end(numbers), out);
+}
+// how many clusters of so many blocks run at the same time; below 0: any number, for any size
+void emu_set_clusters(unsigned blocks, int at_once) {
+  if (at_once < 0)
+    emu::options.clusters.clear();
+  else
+    emu::options.clusters[blocks] = at_once;
 }
 void emu_set(unsigned order, int ignore) {
   emu::options.order = order;

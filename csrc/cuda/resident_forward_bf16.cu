@@ -1,0 +1,7 @@
+#include "resident_launch.cuh"
+
+namespace townlet::cuda {
+
+template struct ResidentLaunch<UnrollForward, true>;
+
+}  // namespace townlet::cuda
