@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from townlet import cli, ops
 from townlet.bench import machine, peers, results, short, town
@@ -19,7 +20,6 @@ from townlet.bench.timing import Timing, interleave
 from townlet.settings.config import Config
 from townlet.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = Shape(3, 4, 5, 8)
 
 

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from townlet.bench import gpu, peers, results
 from townlet.bench.problem import (
@@ -28,7 +28,6 @@ from townlet.bench.problem import (
 from townlet.bench.timing import interleave
 from townlet.support import devices
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(5, 6, 7, 9, P=2)
 
 

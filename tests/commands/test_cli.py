@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import gymnasium
@@ -19,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import arguments
+from paths import ROOT
 from PIL import Image
 from worlds import tiny
 
@@ -32,22 +33,6 @@ from townlet.settings.config import Config
 from townlet.support import text
 from townlet.training import progress
 from townlet.training.trainer import Trainer
-
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent
-
-
-def arguments(config: Config, *names: str) -> list[str]:
-    """The flags that make ``config`` out of the defaults."""
-    default, out = Config(), []
-    for f in fields(Config):
-        value = getattr(config, f.name)
-        if value == getattr(default, f.name) or f.name in names:
-            continue
-        pairs = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else None
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        out += ["--" + f.name.replace("_", "-"), *(pairs or [text])]
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +350,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch, capsys):
 
 
 def test_a_signal_saves_and_ends_cleanly(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         argv = [*arguments(tiny(total_steps=10**9, replay_ratio=0.1)), "--run-dir", str(tmp_path / number.name)]

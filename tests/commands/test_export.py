@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import image_worlds as _image_worlds  # noqa: F401  registers the world of images
 import numpy as np
 import pytest
-import test_conv  # noqa: F401  registers the world of images
 import torch
 import worlds as _worlds  # noqa: F401  registers the others
-from test_cli import arguments
+from command_line import arguments
 from worlds import tiny
 
 from townlet.cli import main

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from learners import make, state_of
 from op_cases import Case, Problem, deviation, draw_decided, evaluate, kernel_td_unroll
 from op_values import (
     BASE,
@@ -26,7 +27,6 @@ from op_values import (
     unroll_case,
 )
 from resident_cases import FORMS
-from test_learner import make, state_of
 from torch import Tensor
 from worlds import clock
 

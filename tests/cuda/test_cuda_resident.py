@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from op_cases import deviation
-from resident_cases import CLUSTER, GRID, ROOT, SINGLE, Plan, Shim, Sizes, compile_shim, draw, expected, forward, run
+from paths import ROOT
+from resident_cases import CLUSTER, GRID, SINGLE, Plan, Shim, Sizes, compile_shim, draw, expected, forward, run
 
 PLANS = [Plan(SINGLE, 1), Plan(SINGLE, 1, 32), Plan(CLUSTER, 2), Plan(CLUSTER, 3, 32), Plan(GRID, 2), Plan(GRID, 3, 32)]
 SIZES = [

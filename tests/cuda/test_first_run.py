@@ -379,9 +379,9 @@ def test_the_kernels_are_built_for_the_card(monkeypatch: pytest.MonkeyPatch, too
 
 def test_the_steps_proper_fit_the_tests_and_tools_that_there_are() -> None:
     """Every file a step starts is there, and the marked tests are found."""
-    assert {"tests/test_cuda.py", "tests/test_doctor_cuda.py"} <= set(first_run.gpu_tests())
-    assert "tests/test_bench_gpu.py" not in first_run.gpu_tests()
-    assert "class TestOperators" in (programs.ROOT / "tests" / "test_cuda.py").read_text(
+    assert {"tests/cuda/test_cuda.py", "tests/doctor/test_doctor_cuda.py"} <= set(first_run.gpu_tests())
+    assert "tests/bench/test_bench_gpu.py" not in first_run.gpu_tests()
+    assert "class TestOperators" in (programs.ROOT / "tests" / "cuda" / "test_cuda.py").read_text(
         encoding="utf-8"
     )  # pytest_step
     steps = [*first_run.before_torch(), *first_run.with_torch(Path("out"))]
@@ -409,7 +409,7 @@ FACTS = {"card": "NVIDIA H100", "driver": "580.1", "torch": "2.11.0+cu130", "com
 def measured(out: Path) -> Path:
     """A folder with what some steps have printed."""
     (out / "smoke_check.txt").write_text("H100\nok    a\nWRONG b\n97 forms ran, 1 wrong\n", encoding="utf-8")
-    (out / "pytest.txt").write_text("....F\nFAILED tests/test_cuda.py::x\n1 failed, 4 passed\n", encoding="utf-8")
+    (out / "pytest.txt").write_text("....F\nFAILED tests/cuda/test_cuda.py::x\n1 failed, 4 passed\n", encoding="utf-8")
     (out / "smoke_time.txt").write_text("\n".join(f"row {i}" for i in range(500)), encoding="utf-8")
     rows = [
         {"what": "operator", "case": "(64, 80, 512, 512)", "dtype": "bfloat16", "eager_ms": 2.5, "graph_ms": 2.25},
@@ -430,7 +430,7 @@ def test_the_summary_holds_what_a_report_needs(measured: Path) -> None:
     assert f"| pytest | out of time | {OUT_OF_TIME} | 120.0 | 1 failed, 4 passed; killed after 120 s |" in text
     assert "| suite_gpu | left out |  | 0.0 | no time was left |" in text
     assert "WRONG b\n97 forms ran, 1 wrong" in text
-    assert "FAILED tests/test_cuda.py::x" in text
+    assert "FAILED tests/cuda/test_cuda.py::x" in text
     assert "| (64, 80, 512, 512) | bfloat16 | 2.5 | 2.25 |" in text
     assert "| R2D2 | True | 3 | 333.3 |" in text
     assert "| nn.LSTM | a \\| b |" in text

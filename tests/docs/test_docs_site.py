@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import townlet
 import townlet.nn
@@ -16,7 +17,7 @@ import townlet.ops
 import townlet.reference
 from townlet.cli import COMMANDS
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 EXPECTED = {
     *(f"townlet.{name}" for name in townlet.__all__),
     *(f"townlet.ops.{name}" for name in townlet.ops.__all__),

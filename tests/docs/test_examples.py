@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 REACHED = {
     "custom_env": r"return after 24,000 steps: (0\.9\d|1\.00) \(chance 0\.5",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from paths import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.mark.parametrize(

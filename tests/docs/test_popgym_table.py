@@ -1,12 +1,12 @@
 """What benchmarks/popgym_table.py says about returns made up."""
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from paths import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture

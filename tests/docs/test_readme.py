@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import readme
+from paths import ROOT
 from suites import SUITES
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PROGRAMS = [README, ROOT / "docs" / "start" / "first-agent.md", ROOT / "docs" / "guides" / "own-learner.md"]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -81,15 +81,21 @@ def test_the_benchmark_tables_are_those_of_the_results(tmp_path: Path, monkeypat
     assert text != committed
 
 
+ENDINGS = {".c", ".cpp", ".cu", ".cuh", ".h", ".inl", ".md", ".py", ".pyi", ".yaml"}
+
+
 def stale_paths(text: str) -> list[str]:
-    """The paths below docs/ that a text names and that are not there."""
-    return [path for path in re.findall(r"\bdocs/[\w/-]+\.(?:md|png)\b", text) if not (ROOT / path).exists()]
+    """The paths below docs/ and tests/ that a text names and that are not there."""
+    named = re.findall(r"\b(?:docs/[\w/-]+\.(?:md|png)|tests/[\w/-]+\.(?:py|cpp|h))\b", text)
+    return [path for path in named if not (ROOT / path).exists()]
 
 
 def test_pages_that_are_named_in_passing_are_there() -> None:
-    folders = ("benchmarks", "examples", "tests")
-    files = [*ROOT.glob("*.md"), *(p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".yaml"))]
-    stale = {path.name: found for path in files if (found := stale_paths(path.read_text(encoding="utf-8")))}
+    folders = ("benchmarks", "csrc", "docs", "examples", "tests", "townlet")
+    inside = (path for folder in folders for path in (ROOT / folder).rglob("*"))
+    files = [*ROOT.glob("*.md"), ROOT / "CMakeLists.txt", *(path for path in inside if path.suffix in ENDINGS)]
+    assert {path.suffix for path in files if "csrc" in path.parts} > {".h", ".cpp", ".cu", ".cuh", ".inl"}
+    stale = {str(p.relative_to(ROOT)): found for p in files if (found := stale_paths(p.read_text(encoding="utf-8")))}
     assert stale == {}
-    gone = "/".join(["docs", "moved.md"])
-    assert stale_paths(f"see README.md and {gone}") == [gone]  # the control
+    gone = ["/".join(names) for names in (("docs", "moved.md"), ("tests", "test_moved.py"))]
+    assert stale_paths(f"see README.md, {gone[0]} and tests/test_types.py ({gone[1]}::test_x)") == gone  # the control

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from townlet.envs.make import make_worlds
 from townlet.settings.config import Config
 from townlet.training.trainer import Trainer
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "start" / "own-world.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "start" / "own-world.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from test_trainer import same
+from trees import same
 from worlds import SavableClock, clock
 
 from townlet import ops, reference

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 from gymnasium.vector.utils import concatenate, create_empty_array
+from image_worlds import signs
 from torch import nn
 from worlds import tiny
 
@@ -22,29 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SYMBOLS = Box(0, np.broadcast_to(np.array([3, 1], np.uint8), (5, 6, 2)), dtype=np.uint8)
 GREY = Box(0, 255, (8, 7, 3), np.uint8)
 STACK = Box(-1.0, 3.0, (2, 8, 7), np.float32)  # channels first
-
-
-class Signs(gymnasium.Env):
-    """One picture after another; the right action is the symbol in the middle. Episodes of 6."""
-
-    observation_space, action_space = Box(0, 3, (5, 5, 1), np.uint8), Discrete(4)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.tick = 0
-        return self._see(), {}
-
-    def _see(self):
-        self.image = self.np_random.integers(4, size=(5, 5, 1), dtype=np.uint8)
-        return self.image
-
-    def step(self, action):
-        reward = float(action == self.image[2, 2, 0])
-        self.tick += 1
-        return self._see(), reward, self.tick == 6, False, {}
-
-
-gymnasium.register(id="Signs-v0", entry_point=Signs)
 
 
 def rows(space, values):
@@ -157,12 +134,6 @@ def test_convolutions_are_read_and_chosen_by_size():
         network_for(SYMBOLS, 60, "3x2,3x5")
     with pytest.raises(ValueError, match=r"encoder\[0\] is 0"):
         network_for(SYMBOLS, 60, encoder=(0,))
-
-
-def signs(**changes):
-    sizes = {"conv": "8x3", "encoder": (16,), "gamma": 0.0, "n_step": 1, "lr": 5e-3, "members": 1, "eval_episodes": 50}
-    sizes["ema_decay"] = 0.0  # what is evaluated are the weights themselves
-    return tiny(env="Signs-v0", **{**sizes, **changes})
 
 
 def test_auto_takes_convolutions_where_there_is_an_image_and_they_learn():

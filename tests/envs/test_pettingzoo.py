@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from duel import Duel
-from townlet.watch.episode.episode import episode
 from worlds import tiny
 
 from townlet.envs.make import make_worlds
@@ -14,6 +13,7 @@ from townlet.envs.workers import WorkerAdapter
 from townlet.evaluate import GreedyActor
 from townlet.report import Agent
 from townlet.training.trainer import Trainer
+from townlet.watch.episode import episode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DUEL = "pettingzoo:duel"

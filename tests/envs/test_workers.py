@@ -15,6 +15,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from paths import HELPERS
 from worlds import Clock, clock
 
 from townlet.envs.adapter import VectorAdapter
@@ -24,7 +25,6 @@ from townlet.settings.config import Config
 from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TESTS = Path(__file__).resolve().parent
 
 
 class Masked(Clock):
@@ -238,7 +238,7 @@ def test_workers_end_with_their_adapter():
 
 def script(*lines):
     """A Python process with this folder's worlds, the leader of a process group."""
-    code = "\n".join(("import sys", f"sys.path.insert(0, {str(TESTS)!r})", "import worlds", *lines))
+    code = "\n".join(("import sys", f"sys.path.insert(0, {str(HELPERS)!r})", "import worlds", *lines))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
 

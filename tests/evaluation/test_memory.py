@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import arguments
 from PIL import Image
-from test_cli import arguments
 from torch import Tensor
 from worlds import tiny
 

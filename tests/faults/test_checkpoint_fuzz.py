@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_checkpoint import same
+from trees import same
 
 from townlet.runs import checkpoint
 from townlet.runs.checkpoint import CheckpointError, DamagedCheckpointError

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from test_cli import arguments
-from test_trainer import same
+from command_line import arguments
+from trees import same
 from worlds import SavableClock, clock
 
 from townlet.cli import main

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_trainer import same
+from paths import HELPERS, ROOT
+from trees import same
 
 from townlet.runs import checkpoint
 
-HERE = Path(__file__).parent
 TOWN, CLOCK, EVERY = "townlet/Town-v0=30", "Clock-v0=8", "townlet/Town-v0=every"
 SEED = 5
 
@@ -27,8 +27,8 @@ SEED = 5
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each job."""
     folder = tmp_path_factory.mktemp("kills")
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "kills.py"), str(folder), str(SEED), TOWN, CLOCK, EVERY]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HELPERS / "kills.py"), str(folder), str(SEED), TOWN, CLOCK, EVERY]
     subprocess.run(command, check=True, env=environment, timeout=600)
     return {job: folder / job.replace("/", "-") for job in (TOWN, CLOCK, EVERY)}
 

@@ -1,6 +1,7 @@
 """One update on fake CUDA tensors, which have shapes and no numbers: whoever asks one for a number gets an error.
 
-python tests/fake_cuda.py LIBRARY KERNELS CONTROL ... (a process of its own: the library has to be there before torch).
+python tests/helpers/fake_cuda.py LIBRARY KERNELS CONTROL ... (a process of its own: the library has to be there before
+torch).
 With KERNELS "compiled" the operators' fake kernels run, with "twins" the twins. A CONTROL spoils the update on purpose;
 "none" does not. Prints for each the kind of the error, or "no wait".
 """
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # before torch is imported
 
 import numpy as np
 import torch
-from test_learner import make
+from learners import make
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from paths import HELPERS
 
 
 def torch_root() -> Path:
@@ -28,7 +28,7 @@ def build(folder: Path) -> Path:
     """Compiles the stand-in into `folder`."""
     out, root = folder / "libfake_cuda.so", torch_root()
     command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{root / 'include'}"]
-    command += [str(HERE / "fake_cuda.cpp"), "-o", str(out), f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
+    command += [str(HELPERS / "fake_cuda.cpp"), "-o", str(out), f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
@@ -43,9 +43,9 @@ def load(library: str) -> None:
 
 
 def run(script: str, library: Path, *arguments: str) -> list[str]:
-    """Runs a script of this folder as `python SCRIPT LIBRARY ARGUMENT ...`; returns the lines that it prints."""
-    command = [sys.executable, str(HERE / script), str(library), *arguments]
-    paths = os.pathsep.join([str(HERE), *(p for p in sys.path if p)])
+    """Runs a script among the helpers as `python SCRIPT LIBRARY ARGUMENT ...`; returns the lines that it prints."""
+    command = [sys.executable, str(HELPERS / script), str(library), *arguments]
+    paths = os.pathsep.join([str(HELPERS), *(p for p in sys.path if p)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()

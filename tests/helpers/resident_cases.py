@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from paths import TESTS
 from torch import Tensor
 
 from townlet.ops import reference
 
-ROOT = Path(__file__).resolve().parent.parent
 SINGLE, CLUSTER, GRID = 0, 1, 2
 FORMS = {
     "step": "a launch per step",
@@ -36,14 +36,14 @@ FLAGS = ["-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragma
 def compile_shim(out: Path, *sources: str, sanitize: str = "", shared: bool = True) -> Path:
     """Compile sources of tests/emu together with the shim's runtime into a library or a program."""
     compiler = os.environ.get("CXX", "c++")
-    flags = [*FLAGS, "-pthread", "-O1" if sanitize else "-O2", f"-I{ROOT / 'tests/emu'}"]
+    flags = [*FLAGS, "-pthread", "-O1" if sanitize else "-O2", f"-I{TESTS / 'emu'}"]
     instrument = [f"-fsanitize={sanitize}"] if sanitize else []
     objects = []
     for name in (*sources, "emu_rt.cpp"):
         runtime = name == "emu_rt.cpp" and sanitize == "thread"
         objects.append(str(out.with_name(f"{out.name}-{name}.o")))
         own = ["-DEMU_TSAN"] if runtime else instrument
-        command = [compiler, *flags, *own, "-c", str(ROOT / "tests/emu" / name), "-o", objects[-1]]
+        command = [compiler, *flags, *own, "-c", str(TESTS / "emu" / name), "-o", objects[-1]]
         subprocess.run(command, check=True)
     link = ["-shared"] if shared else []
     subprocess.run([compiler, *link, *instrument, *objects, "-pthread", "-o", str(out)], check=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import cuda_emu
 import torch
-from test_graph import TapeRecorder
+from tape import TapeRecorder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map

@@ -1,6 +1,7 @@
 """Training on the simulated GPU of `sim_cuda`.
 
-python tests/sim_cuda_runs.py LIBRARY SCENARIO ... (a process of its own: the library has to be there before torch).
+python tests/helpers/sim_cuda_runs.py LIBRARY SCENARIO ... (a process of its own: the library has to be there before
+torch).
 A scenario is the name of a function below, "update:VARIANT", or one of them with a fault put in on purpose:
 "SCENARIO/FAULT". Prints for each "ok", or the kind of its error and the first line of the message.
 """
@@ -23,9 +24,9 @@ import numpy as np
 import pytest
 import sim_cuda
 import torch
+from image_worlds import signs
+from learners import make, state_of
 from sim_cuda import CUDA, GPU, Simulated
-from test_conv import signs
-from test_learner import make, state_of
 from torch import Tensor
 from worlds import clock, tiny
 

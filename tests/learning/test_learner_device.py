@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_learner import broken, make, state_of
+from learners import broken, make, state_of
 
 from townlet import ops
 

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 import pytest
+from pages import check_self_contained
 from PIL import Image
-from test_report import check_self_contained
 
 from townlet.cli import main
 from townlet.reports.compare import Score, compare_runs, welch

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trees import same
 from worlds import clock
 
 from townlet.runs import checkpoint
@@ -31,18 +32,6 @@ TREE = {
     "numbers": [1, 2.5, True, None, "text", 2**100, (1, "a")],
     "scalar": np.float64(1.25),
 }
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return (type(a) is type(b) and a == b) or (isinstance(a, np.generic) and a.item() == b)
 
 
 def test_what_is_written_comes_back(tmp_path):

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
 from townlet.runs.metrics import COLUMNS, MEANINGS, Metrics, Records, read_metrics
 from townlet.runs.results import Results
 from townlet.settings.config import Config
 from townlet.training.statistics import Means
 
-REPOSITORY = Path(__file__).parent.parent
-
 
 def test_the_documentation_explains_every_column():
-    text = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)
     assert table == list(MEANINGS.items())
     assert [name for name, _ in table] == COLUMNS

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from test_trainer import same
+from trees import same
 from worlds import clock, tiny
 
 from townlet.runs import checkpoint

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from paths import ROOT
 from worlds import SavableClock, clock, tiny
 
 from townlet import report
@@ -37,7 +38,6 @@ from townlet.serve.server import Server
 from townlet.settings.config import Config
 from townlet.training.trainer import Trainer
 
-REPOSITORY = Path(__file__).parent.parent
 EVIL = "<img src=x onerror=alert(1)>&amp;\"'"
 
 
@@ -232,7 +232,7 @@ def test_every_answer_is_guarded(server):
 
 
 def test_the_page_asks_nobody_else():
-    static = REPOSITORY / "townlet" / "serve" / "static"
+    static = ROOT / "townlet" / "serve" / "static"
     for path in static.iterdir():
         for address in re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", path.read_text()):
             assert "www.w3.org" in address, (path.name, address)  # the name of SVG, which nobody asks for
@@ -507,7 +507,7 @@ def test_a_port_in_use(trained, capsys):
 
 def test_it_is_bound_to_this_machine_and_ends_at_ctrl_c(trained):
     command = [sys.executable, "-m", "townlet", "serve", str(trained), "--port", "0"]
-    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores Ctrl-C
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=listens)
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())[1])

@@ -11,19 +11,15 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
+from command_line import flags
+from paths import ROOT
 from worlds import tiny
 
 import townlet
-from townlet.commands.flags import add_arguments, from_arguments
+from townlet.commands.flags import add_arguments
 from townlet.envs.town import TownArgs
 from townlet.settings.config import PER_MEMBER, Config
 from townlet.settings.values import Range
-
-
-def flags(*argv: str) -> dict:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return from_arguments(parser.parse_args(argv))
 
 
 def test_defaults_are_the_town_and_frozen():
@@ -119,7 +115,7 @@ def test_yaml_holds_every_setting_and_comes_back(tmp_path):
     assert Config.from_yaml(tmp_path / "c.yaml") == config
 
 
-HAMLET = Path(__file__).parents[1] / "benchmarks" / "town_memory_hamlet.yaml"
+HAMLET = ROOT / "benchmarks" / "town_memory_hamlet.yaml"
 
 
 @pytest.mark.parametrize(

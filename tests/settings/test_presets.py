@@ -4,11 +4,11 @@ over members."""
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_config import flags
+from command_line import flags
+from paths import ROOT
 from worlds import clock
 
 from townlet import ops
@@ -17,7 +17,7 @@ from townlet.settings.config import Config
 from townlet.settings.presets import ELSEWHERE, PRESETS, table, table_elsewhere
 from townlet.training.trainer import Trainer
 
-DOCS = Path(__file__).parents[1] / "docs" / "guides" / "presets.md"
+DOCS = ROOT / "docs" / "guides" / "presets.md"
 
 
 # ---- presets --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pbt as benchmark
 import pytest
 import torch
-from test_trainer import same
+from trees import same
 from worlds import clock, tiny
 
 from townlet.learning.population import VectorizedPopulation

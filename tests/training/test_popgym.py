@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
+from paths import ROOT
 
 from townlet.settings.config import Config
 
-BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "popgym_cartpole.py"
+BENCHMARK = ROOT / "benchmarks" / "popgym_cartpole.py"
 
 
 def test_carrying_the_targets_state_pays_on_position_only_cartpole() -> None:

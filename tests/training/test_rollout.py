@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_trainer import same
+from paths import TESTS
+from trees import same
 from worlds import clock, tiny
 
 from townlet.runs import checkpoint
@@ -17,7 +17,7 @@ from townlet.training.rollout import Rollout
 from townlet.training.trainer import Trainer
 
 NEVER = torch.zeros(2, 4, dtype=torch.float64)
-BEFORE = Path(__file__).parent / "data" / "before_rollout.ckpt"
+BEFORE = TESTS / "data" / "before_rollout.ckpt"
 
 
 class Counter:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from trees import same
 from worlds import clock, tiny
 
 from townlet import ops
@@ -24,19 +25,6 @@ from townlet.runs.metrics import COLUMNS, read_metrics
 from townlet.runs.resume import read_agent
 from townlet.training import trainer as trainer_module
 from townlet.training.trainer import Trainer
-
-
-def same(a, b):
-    """Bitwise equality of trees; times do not count."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "elapsed"))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def epsilons(config):

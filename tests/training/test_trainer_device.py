@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_graph import TapeRecorder
+from tape import TapeRecorder
 from worlds import clock
 
 from townlet import cli
