@@ -18,7 +18,7 @@ from townlet.learning.replay import SequentialReplayBuffer
 from townlet.report import Agent
 from townlet.serve.play import _open
 from townlet.training.trainer import Trainer
-from townlet.watch.episode import episode as watch
+from townlet.watch import episode as watch
 
 MODES = list(AutoresetMode)
 LENGTHS = [((2, "terminated"), (3, "truncated")), ((3, "truncated"), (1, "terminated"), (1, "truncated"))]

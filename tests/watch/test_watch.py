@@ -25,8 +25,8 @@ from townlet.evaluate import GreedyActor
 from townlet.evaluation import thoughts
 from townlet.learning.networks import RecurrentQNetwork
 from townlet.report import Agent
-from townlet.watch.episode import episode as watch
-from townlet.watch.episode import panel
+from townlet.watch import episode as watch
+from townlet.watch import panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
