@@ -1,6 +1,6 @@
 // A GPU that does nothing, for a torch without CUDA: enough for fake tensors on "cuda" to pass through the autograd
-// engine, which asks every device for streams and events. Loaded before torch (tests/helpers/fake_cuda.py), in a process of its
-// own; tensors never hold memory there.
+// engine, which asks every device for streams and events. Loaded before torch (tests/helpers/fake_cuda.py), in a
+// process of its own; tensors never hold memory there.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
