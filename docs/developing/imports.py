@@ -69,8 +69,8 @@ def draw(path: Path = PICTURE) -> None:
             arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"},
         )
     for name, (x, y) in place.items():
-        corner = (x - WIDTH / 2, y - HEIGHT / 2)
-        box = FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.1", fc="#eff6ff", ec="#1d4ed8")
+        corner, style = (x - WIDTH / 2, y - HEIGHT / 2), "round,pad=0,rounding_size=0.1"
+        box = FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle=style, fc="#eff6ff", ec="#1d4ed8")
         axes.add_patch(box)
         axes.text(x, y, name, ha="center", va="center", fontsize=9, color="#0f172a")
     span = max(abs(x) for x, _ in place.values()) + WIDTH
