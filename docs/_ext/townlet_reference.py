@@ -5,9 +5,9 @@ meaning. `{townlet-commands}` writes the options of each command. `{townlet-name
 in `MODULE.__all__`, or for each public function where there is none; `{townlet-types} NAME ...` for classes that the
 public ones take and return, wherever in the package they live. None of them can fall behind the code.
 
-The rest serves the docstrings. Fields take the comments beside them as their text, because that is where their shapes
-are. Lines of the form `name: meaning` become a list. And an annotation that names a class of the package by any module
-leads to the entry of that class.
+The rest serves the docstrings. The fields of a named tuple or a dataclass are entries of their own, with the text that
+the section `Attributes:` of the class has for them, so that the search finds each field and its shape. An annotation
+that names a class of the package by any module leads to the entry of that class.
 """
 
 from __future__ import annotations
@@ -206,47 +206,62 @@ def classes_called(name: str) -> list[type]:
 # ---- docstrings -----------------------------------------------------------------------------------------------------
 
 COLON = "\N{MODIFIER LETTER COLON}"
-ITEM = re.compile(r"([\w-]+): (.*)")
+ITEM = re.compile(r"    (\w+): (.*)")
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Make lists of lines `name: meaning`, and keep a property's first line from being read as `type: meaning`."""
-    if what in ("property", "attribute") and lines:
+    """Take the fields out of a class's docstring, and keep texts with colons from being read as `type: meaning`."""
+    if what == "class":
+        lines[:] = without_fields(lines, fields_of(value))
+    elif what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(":", COLON)
-    paragraphs = "\n".join(lines).split("\n\n")
-    lines[:] = "\n\n".join(as_list(paragraph) for paragraph in paragraphs).split("\n")
+    start, end = section(lines, "Returns:")
+    lines[start:end] = [line.replace(":", COLON) for line in lines[start:end]]
 
 
-def as_list(paragraph: str) -> str:
-    """A paragraph of two or more lines `name: meaning`, longer ones indented below, as a list; any other as it is."""
-    lines = paragraph.strip("\n").split("\n")
-    items = [ITEM.fullmatch(line) for line in lines if not line.startswith("    ")]
-    if len(items) < 2 or not all(items):
-        return paragraph
-    return "\n".join(f"  {line.strip()}" if line.startswith(" ") else ITEM.sub(r"- ``\1``: \2", line) for line in lines)
+def section(lines: list[str], heading: str) -> tuple[int, int]:
+    """The first line below the heading of a docstring's section, and the line behind its last one."""
+    start = lines.index(heading) + 1 if heading in lines else len(lines)
+    end = start
+    while end < len(lines) and (not lines[end] or lines[end].startswith("    ")):
+        end += 1
+    return start, end
+
+
+def items(lines: list[str]) -> dict[str, list[str]]:
+    """Name -> the lines that say what it is, for each entry of the section `Attributes:`."""
+    found: dict[str, list[str]] = {}
+    start, end = section(lines, "Attributes:")
+    for line in lines[start:end]:
+        if item := ITEM.fullmatch(line):
+            found[item[1]] = [item[2]]
+        elif found and line:
+            found[list(found)[-1]].append(line.strip())
+    return found
+
+
+def without_fields(lines: list[str], names: set[str]) -> list[str]:
+    """A class's docstring without the attributes that have an entry of their own, each below the class."""
+    found = items(lines)
+    if not found or not names >= found.keys():
+        return lines  # of another kind of class, whose attributes stand in its docstring alone
+    start, end = section(lines, "Attributes:")
+    return lines[: start - 1] + lines[end:]
+
+
+def fields_of(cls: Any) -> set[str]:
+    """The fields of a named tuple or a dataclass; nothing for any other class."""
+    return set(getattr(cls, "_fields", getattr(cls, "__dataclass_fields__", ())))
 
 
 def mend_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Give fields the comments beside them; keep absolute values from being markup."""
+    """Give fields their text from the class's docstring; keep absolute values from being markup."""
     parent, _, attribute = name.rpartition(".")
     owner = resolved(parent)
-    if inspect.isclass(owner) and attribute in getattr(owner, "_fields", getattr(owner, "__dataclass_fields__", ())):
-        named_tuple = issubclass(owner, tuple)  # whose own text is "Alias for field number 0"
-        if named_tuple or not any(lines):
-            text = comments_beside(owner).get(attribute, "")
-            lines[:] = [sentence(shape_as_code(escaped(text)))] if text else []
+    if inspect.isclass(owner) and attribute in fields_of(owner):
+        text = items((inspect.getdoc(owner) or "").split("\n")).get(attribute, [])  # "Alias for field number 0" goes
+        lines[:] = [*text[:-1], sentence(text[-1])] if text else lines if not issubclass(owner, tuple) else []
     lines[:] = [line if line.startswith("    ") else without_bars(line).replace(COLON, ":") for line in lines]
-
-
-def comments_beside(cls: type) -> dict[str, str]:
-    """Field -> the comment on its line, for a class whose fields are annotated names."""
-    found = re.findall(r"^    (\w+): [^#\n]*#[ \t]*(.+)$", inspect.getsource(cls), flags=re.MULTILINE)
-    return {name: text.strip() for name, text in found}
-
-
-def shape_as_code(text: str) -> str:
-    """The shape and type that a comment begins with, in backticks."""
-    return re.sub(r"^((?:\w+ )?\[[^\]]*\](?: (?:int64|bool|float)\b)?)", r"``\1``", text, count=1)
 
 
 def without_bars(line: str) -> str:
