@@ -80,8 +80,8 @@ class Settings(Written):
         yield ""
         yield f"   {escaped(sentence(field.metadata['meaning']))}"
         yield ""
-        limits = [f"{k} {v}" for k, v in field.metadata.items() if k != "meaning" and isinstance(v, int | float)]
-        yield f"   Flag: ``--{field.name.replace('_', '-')}``." + f" Range: {', '.join(limits)}." * bool(limits)
+        words = field.metadata["range"].words
+        yield f"   Flag: ``--{field.name.replace('_', '-')}``." + f" Range: {words}." * bool(words)
         yield ""
 
 
