@@ -155,7 +155,7 @@ def version(package: str) -> str:
 
 def gpu_tests() -> list[str]:
     """The test files that hold tests marked `cuda`, so that no others have to be imported."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if "mark.cuda" in file.read_text(encoding="utf-8")]
 
 

@@ -1,5 +1,6 @@
-// The Town's rules as tables: meters, passive losses, cascades, buildings.  town.cpp executes them; docs/town.md says
-// them in words.  Money is in integer cents everywhere ($100 = 10000 = a full meter), so that sums of prices are exact.
+// The Town's rules as tables: meters, passive losses, cascades, buildings.  town.cpp executes them;
+// docs/guides/town.md says them in words.  Money is in integer cents everywhere ($100 = 10000 = a full meter), so that
+// sums of prices are exact.
 #pragma once
 
 #include <array>

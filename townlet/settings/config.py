@@ -32,7 +32,8 @@ WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"knots": 8}}
 # What training changes in it, unless the key is in `env_args`.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
 # Stages of the default training; keys in `env_args` are left out of them. In a small Town an agent comes upon bed, meal
-# and job often enough to learn what they are for and to go back to them: see docs/town-learning.md.
+# and job often enough to learn what they are for and to go back to them:
+# see docs/results/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
     TOWN_ID: ("0 size=5", "1500000 size=6", "3500000 size=7"),
 }
@@ -297,7 +298,7 @@ class Config:
 
     @classmethod
     def from_preset(cls, name: str, **values: Any) -> Config:
-        """A preset (``drqn``, ``r2d2``, ``fast``; docs/presets.md) with ``values`` laid over it."""
+        """A preset (``drqn``, ``r2d2``, ``fast``; docs/guides/presets.md) with ``values`` laid over it."""
         return cls.from_dict({**values, "preset": name}, source="arguments")
 
     @classmethod

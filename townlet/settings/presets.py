@@ -1,6 +1,7 @@
 """Named sets of settings, each number with where it comes from; they lie between the defaults and what the user gives.
 
-What a preset does not name keeps its default. ``docs/presets.md`` shows the same tables; a test holds them together.
+What a preset does not name keeps its default. ``docs/guides/presets.md`` shows the same tables; a test holds them
+together.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ R2D2 = {
 """Recurrent replay distributed DQN, its sizes and intervals cut to runs of minutes on a CPU."""
 
 PRESETS: dict[str, dict[str, Choice]] = {"fast": {}, "drqn": DRQN, "r2d2": R2D2}
-"""By name. `fast` is what the defaults are: tuned here, for the Town (docs/town-learning.md)."""
+"""By name. `fast` is what the defaults are: tuned here, for the Town (docs/results/town-learning.md)."""
 
 ELSEWHERE = {
     "total_steps": (500_000, "enough for the small worlds that people try first"),

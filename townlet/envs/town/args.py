@@ -1,6 +1,6 @@
 """The arguments of the Town, checked, and what follows from them: simulator, spaces, layout of the observation.
 
-The rules are in docs/town.md, the simulator in csrc/town/.
+The rules are in docs/guides/town.md, the simulator in csrc/town/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Town as Gymnasium environments: `TownVectorEnv` (many worlds, one C++ call per step) and `TownEnv` (one world).
 
-Both classes take the arguments of `TownArgs`; the rules are in docs/town.md, the simulator in csrc/town/.
+Both classes take the arguments of `TownArgs`; the rules are in docs/guides/town.md, the simulator in csrc/town/.
 """
 
 from __future__ import annotations
