@@ -5,9 +5,9 @@ meaning. `{townlet-commands}` writes the options of each command. `{townlet-name
 in `MODULE.__all__`, or for each public function where there is none; `{townlet-types} NAME ...` for classes that the
 public ones take and return, wherever in the package they live. None of them can fall behind the code.
 
-The rest serves the docstrings. The fields of a named tuple or a dataclass are entries of their own, with the text that
-the section `Attributes:` of the class has for them, so that the search finds each field and its shape. An annotation
-that names a class of the package by any module leads to the entry of that class.
+The rest serves the docstrings. Each name in a class's section `Attributes:` is an entry with the text there, so that
+the search finds it and its shape. An annotation that names a class of the package by any module leads to the entry of
+that class.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ class Names(Written):
             if name == "Config":
                 continue  # on the page of the settings
             if inspect.isclass(value):
-                yield from (f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:", "")
+                yield from (f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:")
+                yield from (f"   :exclude-members: {', '.join(attributes(value))}", "")
             elif inspect.isroutine(value):
                 yield from (f".. autofunction:: {module}.{name}", "")
             else:
@@ -206,14 +207,11 @@ def classes_called(name: str) -> list[type]:
 # ---- docstrings -----------------------------------------------------------------------------------------------------
 
 COLON = "\N{MODIFIER LETTER COLON}"
-ITEM = re.compile(r"    (\w+): (.*)")
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Take the fields out of a class's docstring, and keep texts with colons from being read as `type: meaning`."""
-    if what == "class":
-        lines[:] = without_fields(lines, fields_of(value))
-    elif what in ("property", "attribute") and lines:
+    """Keep texts with colons from being read as `type: meaning`: of properties, and of what is returned."""
+    if what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(":", COLON)
     start, end = section(lines, "Returns:")
     lines[start:end] = [line.replace(":", COLON) for line in lines[start:end]]
@@ -228,39 +226,15 @@ def section(lines: list[str], heading: str) -> tuple[int, int]:
     return start, end
 
 
-def items(lines: list[str]) -> dict[str, list[str]]:
-    """Name -> the lines that say what it is, for each entry of the section `Attributes:`."""
-    found: dict[str, list[str]] = {}
+def attributes(cls: type) -> list[str]:
+    """The names in the section `Attributes:` of a class, which become entries of their own with the text there."""
+    lines = (inspect.getdoc(cls) or "").split("\n")
     start, end = section(lines, "Attributes:")
-    for line in lines[start:end]:
-        if item := ITEM.fullmatch(line):
-            found[item[1]] = [item[2]]
-        elif found and line:
-            found[list(found)[-1]].append(line.strip())
-    return found
-
-
-def without_fields(lines: list[str], names: set[str]) -> list[str]:
-    """A class's docstring without the attributes that have an entry of their own, each below the class."""
-    found = items(lines)
-    if not found or not names >= found.keys():
-        return lines  # of another kind of class, whose attributes stand in its docstring alone
-    start, end = section(lines, "Attributes:")
-    return lines[: start - 1] + lines[end:]
-
-
-def fields_of(cls: Any) -> set[str]:
-    """The fields of a named tuple or a dataclass; nothing for any other class."""
-    return set(getattr(cls, "_fields", getattr(cls, "__dataclass_fields__", ())))
+    return [found[1] for line in lines[start:end] if (found := re.match(r"    (\w+): ", line))]
 
 
 def mend_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Give fields their text from the class's docstring; keep absolute values from being markup."""
-    parent, _, attribute = name.rpartition(".")
-    owner = resolved(parent)
-    if inspect.isclass(owner) and attribute in fields_of(owner):
-        text = items((inspect.getdoc(owner) or "").split("\n")).get(attribute, [])  # "Alias for field number 0" goes
-        lines[:] = [*text[:-1], sentence(text[-1])] if text else lines if not issubclass(owner, tuple) else []
+    """Keep absolute values from being markup."""
     lines[:] = [line if line.startswith("    ") else without_bars(line).replace(COLON, ":") for line in lines]
 
 
@@ -268,17 +242,6 @@ def without_bars(line: str) -> str:
     """|x| is an absolute value here, never a substitution."""
     parts = re.split(r"(`+[^`]*`+)", line)
     return "".join(part if part.startswith("`") else re.sub(r"(?<!\\)\|", r"\|", part) for part in parts)
-
-
-def resolved(path: str) -> Any:
-    """What a dotted path names, or None."""
-    parts = path.split(".")
-    for n in range(len(parts), 0, -1):
-        if (value := sys.modules.get(".".join(parts[:n]))) is not None:
-            for part in parts[n:]:
-                value = getattr(value, part, None)
-            return value
-    return None
 
 
 def by_last_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Node | None:
