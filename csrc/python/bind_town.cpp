@@ -1,4 +1,4 @@
-// numpy <-> Town.  Arguments are validated in townlet/envs/town.py, which users call; here only what memory safety
+// numpy <-> Town.  Arguments are validated in townlet/envs/town/env.py, which users call; here only what memory safety
 // needs is checked again: shapes, dtypes, and the ranges of numbers used as indices.
 #include "bind_town.h"
 
