@@ -1,4 +1,4 @@
-"""``townlet train``: train agents and write a run folder, or go on with one."""
+"""``townlet train``: train agents and write a run folder, or continue an earlier run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from ..settings.config import Config
 from .common import say
 from .flags import add_arguments, from_arguments
 
+_DESCRIPTION = """\
+Train a population of agents and write a run folder. Without any flag the default world, the Town, is trained with the
+settings of the preset "fast". Ctrl-C saves the run, and --resume continues it.
+"""
 _EPILOG = """\
-A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
-both.
+Arguments of a world are given as --env-args level=town depletion=2. A value in a YAML file (--config) replaces the
+default, and a flag replaces both.
 """
 
 
 def add(commands: Any) -> None:
     """Declare the command and its arguments."""
-    train = commands.add_parser("train", help="train agents and write a run folder", epilog=_EPILOG)
-    train.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win over it")
+    train = commands.add_parser(
+        "train", help="train agents and write a run folder", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    train.add_argument("--config", metavar="FILE", help="YAML file with settings; a flag wins over the file")
     train.add_argument(
-        "--resume", metavar="RUN", help="continue the run in this folder (or from one of its checkpoints)"
+        "--resume", metavar="RUN", help="continue the run in this folder, or from one of its checkpoint files"
     )
     add_arguments(train)
     train.set_defaults(run=run)
