@@ -34,7 +34,7 @@ def run(arguments: Any) -> int:
     agent = Agent.load(arguments.run_folder)
     seed = agent.config.seed if arguments.seed is None else arguments.seed
     if arguments.picture and not agent.config.is_town:
-        raise ValueError(f"the run's world is {agent.config.env}; expected the Town for --picture")
+        raise ValueError(f"--picture is given for a run in {agent.config.env}; expected a run in the Town")
     report = compare(agent, arguments.episodes, seed)
     done = f"{agent.config.env} after {agent.env_steps:,} steps per member"
     print(f"{done}: {report.score_name}, {arguments.episodes} episodes")

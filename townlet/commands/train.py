@@ -40,9 +40,7 @@ def run(arguments: Any) -> int:
     flags = from_arguments(arguments)
     if arguments.resume:
         if arguments.config:
-            raise ValueError(
-                "--config and --resume are both given; expected one, since a resumed run has its own settings"
-            )
+            raise ValueError("--config and --resume are given; expected one, since a resumed run has its own settings")
         trainer = Trainer.resume(arguments.resume, flags, say=say)
         say(f"resuming at step {trainer.env_steps:,} of {trainer.config.total_steps:,}")
     else:
