@@ -209,7 +209,7 @@ def test_pinning_moves_every_thread():
 
 
 def test_bars_keep_the_worst_case():
-    report = results.Report("x", "X", threads=1)
+    report = results.Measurements("x", "X", threads=1)
     report.bar("speed", {"p": 2.0, "q": 1.5}, bar=1.4, aim=1.8)
     report.bar("error", {"p": 0.1, "q": 0.2}, bar=0.15, aim=0.05, form=".0%", most=True)
     report.bar("nothing", {}, bar=1.0, aim=None)

@@ -207,7 +207,7 @@ def test_a_problem_moves_with_its_gradients() -> None:
 
 
 def test_the_line_of_peaks_is_the_gpus() -> None:
-    report = results.Report("gpu", "title", threads=1)
+    report = results.Measurements("gpu", "title", threads=1)
     report.device, report.peaks = "Some GPU (cuda:0)", {"fp32": 5e13, "bf16": 8e14, "bytes": 3e12, "launch": 4e-6}
     line = results.peak_line(report.to_dict())
     assert line == "Some GPU (cuda:0): torch.mm 50.0 TFLOP/s fp32, 800.0 bf16, copy 3000 GB/s, launch 4.0 us"

@@ -175,7 +175,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
         (["train", "--cell", "gru"], "GRU among them"),
         (["train", "--env", "Pendulum-v1"], "continuous action space"),
         (["train", "--env", "Nope-v0"], "Nope-v0: cannot be made"),
-        (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["train", "--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["train", "--env-args", "speed=3"], "speed"),
         (["eval", "missing"], "missing does not exist; expected a run folder or a checkpoint"),
         (["watch", "."], "holds no checkpoint"),

@@ -327,7 +327,7 @@ def test_bad_num_envs_seeds_actions_and_options() -> None:
         with pytest.raises(ValueError, match=r"^actions is .* of shape .*; expected integers of shape \[2\]"):
             envs.step(actions)
     for actions in ([0, 6], [WAIT, -1]):
-        with pytest.raises(ValueError, match=r"^actions\[1\]: expected 0\.\.5, got"):
+        with pytest.raises(ValueError, match=r"^actions\[1\] is (6|-1); expected 0\.\.5"):
             envs.step(actions)
     after = envs.get_state()
     assert all(np.array_equal(before[k], after[k]) for k in before)  # nobody moved
@@ -352,19 +352,22 @@ def test_bad_states_are_refused_and_change_nothing() -> None:
     cases = [
         (broken(version=None), "^state holds no 'version'; expected"),
         (broken(version=np.array([99])), r"^state\['version'\] is \[99\]; expected 1"),
-        (broken(x=None), r"^state\['x'\]: expected to be there"),
-        (broken(x=good["x"].astype(np.int64)), r"^state\['x'\]: expected a C-contiguous array of dtype int32"),
-        (broken(x=good["x"] + 8), r"^state\['x'\]: expected numbers in 0\.\.7"),
-        (broken(meters=good["meters"] * np.nan), r"^state\['meters'\]: expected numbers in"),
-        (broken(cells=one_cell), r"^state\['cells'\]: expected each building on its own cell"),
-        (broken(hour=good["hour"][:1].copy()), r"^state\['hour'\]: expected 2 numbers, got 1"),
+        (broken(x=None), "^state holds no 'x'; expected"),
+        (
+            broken(x=good["x"].astype(np.int64)),
+            r"^state\['x'\] is an array of dtype int64; expected a C-contiguous array of dtype int32",
+        ),
+        (broken(x=good["x"] + 8), r"^state\['x'\] holds \d+; expected numbers in 0\.\.7"),
+        (broken(meters=good["meters"] * np.nan), r"^state\['meters'\] holds -?nan; expected numbers in"),
+        (broken(cells=one_cell), r"^state\['cells'\] has two buildings on one cell; expected"),
+        (broken(hour=good["hour"][:1].copy()), r"^state\['hour'\] holds 1 numbers; expected 2"),
     ]
     for state, message in cases:
         with pytest.raises(ValueError, match=message):
             envs.set_state(state)
     hamlet = TownVectorEnv(2, level="hamlet")
     hamlet.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^state\['cells'\]: .*another num_envs or level"):
+    with pytest.raises(ValueError, match=r"^state\['cells'\] holds .*another num_envs or level"):
         envs.set_state(hamlet.get_state())
     assert all(np.array_equal(good[k], v) for k, v in envs.get_state().items())
 
@@ -373,15 +376,15 @@ def test_the_raw_simulator_checks_what_memory_safety_needs() -> None:
     town = TownArgs().simulator(2)
     obs, flags = np.empty((2, 78), np.float32), np.empty(2, bool)
     rest = (np.empty(2), flags, flags.copy(), np.empty((2, 6), bool), np.empty(2, np.int32))
-    with pytest.raises(ValueError, match=r"^obs: expected shape \[2, 78\]"):
+    with pytest.raises(ValueError, match=r"^obs has shape \[2, 77\]; expected \[2, 78\]"):
         town.step(np.zeros(2, np.int64), np.empty((2, 77), np.float32), *rest)
-    with pytest.raises(ValueError, match=r"^actions: expected shape \[2\]"):
+    with pytest.raises(ValueError, match=r"^actions has shape \[3\]; expected \[2\]"):
         town.step(np.zeros(3, np.int64), obs, *rest)
     with pytest.raises(TypeError):
         town.step(np.zeros(2, np.int64), obs.astype(np.float64), *rest)  # would be a copy that nobody reads
-    with pytest.raises(ValueError, match=r"^seed: expected 2 keys"):
+    with pytest.raises(ValueError, match=r"^keys has length 1; expected 2"):
         town.seed([1])
-    with pytest.raises(ValueError, match=r"^mask: expected shape \[2\]"):
+    with pytest.raises(ValueError, match=r"^mask has shape \[3\]; expected \[2\]"):
         town.reset(np.ones(3, bool))
 
 
@@ -439,9 +442,9 @@ def test_philox_uniform_is_a_function_of_key_stream_counter_and_index() -> None:
     assert many.max() < 1
     assert many.mean() == pytest.approx(0.5, abs=0.005)  # standard error 0.0009
     assert np.corrcoef(many[:, 0::2].reshape(-1), many[:, 1::2].reshape(-1))[0, 1] == pytest.approx(0, abs=0.02)
-    with pytest.raises(ValueError, match=r"^n: expected"):
+    with pytest.raises(ValueError, match=r"^n is -1; expected 0\.\."):
         _C.philox_uniform(keys, 0, 0, -1)
-    with pytest.raises(ValueError, match=r"^keys: expected"):
+    with pytest.raises(ValueError, match=r"^keys has 2 dimensions; expected"):
         _C.philox_uniform(keys.reshape(1, 3), 0, 0, 1)
 
 

@@ -34,7 +34,7 @@ def test_settings_are_read_as_they_were_written(tmp_path):
         (b"\xff\xfe", r"config.yaml is not YAML"),
         (b"a: &a [1]\nb: *a\n", r"config.yaml is not YAML \(aliases are not supported"),
         (b"a: 1\na: 2\n", r"config.yaml is not YAML \('a' is given twice"),
-        (b"#" * (plain_yaml.LARGEST + 1), r"config.yaml is not YAML \(.*more than 1048576 bytes"),
+        (b"#" * (plain_yaml.LARGEST + 1), r"config.yaml is not YAML \(.*larger than 1,048,576 bytes"),
     ],
 )
 def test_what_holds_no_settings_says_so_to_a_report_and_is_empty_for_the_server(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""The report of ``townlet doctor``: what was built, what runs, whether the compiled operators are right."""
+"""The report of ``townlet doctor``: what was built, what runs, and whether the compiled operators are right."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from .checks import operator_checks
 
 
 def examine(out: Callable[[str], None], device: str = "cpu") -> int:
-    """Prints the report.
+    """Print the report.
 
     Args:
-        out: takes its lines.
-        device: "cpu"; or "cuda" or "cuda:N", which holds the operators on that GPU against their twins on the CPU and
-            the whole update as it stands against the recorded one, and measures briefly.
+        out: receives its lines.
+        device: "cpu", "cuda" or "cuda:N". For a GPU its operators are compared with their twins on the CPU, the whole
+            update with the same update on the CPU, both as it stands and recorded as a CUDA graph, and a short
+            benchmark follows.
 
     Returns:
         0 when everything agrees, else 1.
 
     Raises:
-        ValueError: there is no such device; what was built has been described by then.
+        ValueError: there is no such device. What was built has been described by then.
     """
     for name, value in describe().items():
         out(f"{name:<26}{value}")

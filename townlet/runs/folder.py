@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import plain_yaml
-from ..support.files import read_small, replacing
+from ..support.files import replacing
 
 
 def new_folder(path: str | Path | None, world: str) -> Path:
@@ -45,11 +45,11 @@ def new_folder(path: str | Path | None, world: str) -> Path:
 
 
 def read_settings(folder: str | Path, *, largest: int = plain_yaml.LARGEST) -> dict[str, Any]:
-    """What config.yaml of a run folder holds. It is not checked: runs of other versions have other settings.
+    """The settings in config.yaml of a run folder. They are not checked, since other versions have other settings.
 
     Args:
         folder: the run folder.
-        largest: bytes that the file may have.
+        largest: the most bytes that the file may have.
 
     Raises:
         ValueError: ``folder`` is no run folder, or its config.yaml does not hold settings.
@@ -58,13 +58,7 @@ def read_settings(folder: str | Path, *, largest: int = plain_yaml.LARGEST) -> d
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder} is no run folder; expected one with config.yaml in it")
-    try:
-        settings = plain_yaml.load(read_small(path, largest).decode("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not YAML ({error}); expected 'setting: value' lines") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds {type(settings).__name__}; expected 'setting: value' lines")
-    return settings
+    return plain_yaml.read_mapping(path, largest=largest)
 
 
 def write_json(path: str | Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
