@@ -471,8 +471,8 @@ def smoke(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_smoke_finds_every_form_right_on_the_host_shim(on_host: Path) -> None:
     done = smoke(on_host, "check", "tiny")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == "22 forms ran, 0 wrong"
-    for form in ("step", "single 1 x 16 rows", "cluster 2 x 32 rows", "grid 5 x 32 rows"):
+    assert done.stdout.splitlines()[-1] == "38 forms ran, 0 wrong"
+    for form in ("step", "single", "cluster:2x32", "grid:5x32"):
         assert f"fp32 {form}" in done.stdout
         assert f"bf16 {form}" in done.stdout
     assert smoke(on_host, "clocks").returncode == 4
@@ -499,7 +499,7 @@ def test_smoke_sees_a_wrong_result(on_host: Path, tmp_path: Path, right: str, br
     subprocess.run([compiler, "-pthread", tmp_path / "smoke.o", *others, "-o", tmp_path / "smoke"], check=True)
     done = smoke(tmp_path, "check", "tiny")
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "22 forms ran, 22 wrong"
+    assert done.stdout.splitlines()[-1] == "38 forms ran, 38 wrong"
     first = done.stdout.splitlines()[1]
     errors = {word: float(first.split(word)[1].split()[0].rstrip(",")) for word in ("forward", "backward")}
     assert errors[direction] > 1e-3
