@@ -71,11 +71,12 @@ struct TDRun {
     ldf = net.ldf();
     gate_steps = backward ? T : chunk;
     lstm_floats = LstmScratch<Op>::floats_per_row(T, gate_steps, D, H);
-    // both Q tables, the head's hidden layer; its three gradients; carried gradients; one value row; dx of a chunk; a
-    // pair of operand rows
+    // what pair_all_rows takes: two of the widest rows that it pairs
+    const int64_t paired = Op::kPack > 1 ? Op::words(kWide) : 0,
+                  widest = larger(larger(LstmScratch<Op>::row_stride(D, H), paired), larger(ldo, ldf));
+    // both Q tables, the head's hidden layer; its three gradients; carried gradients; one value row; dx of a chunk
     head_floats = T * (2 * net.outputs_p + ldf) + T * (ldo + ldf + net.Hp) + 2 * net.Hp + round_up(T, kLanes) +
-                  (problem.feature_grad ? chunk * net.Dp : 0) +
-                  2 * larger(LstmScratch<Op>::row_stride(D, H), larger(ldo, ldf));
+                  (problem.feature_grad ? chunk * net.Dp : 0) + 2 * widest;
     row_floats = lstm_floats + head_floats;
     gate_blocks = net.Hp / kLanes;
     gate_group = LstmWeightGrad<Op>::group(H, shards);

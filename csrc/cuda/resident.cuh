@@ -242,16 +242,16 @@ __global__ void __launch_bounds__(max_threads(M* kRowTile))
   };
 #pragma unroll
   for (int j = 0; j < kCells; ++j) {
-    dh[j] = cell.live(j) && a.dh_final != nullptr ? cell.state(a.dh_final, j) : 0.0f;
-    dc[j] = cell.live(j) && a.dc_final != nullptr ? cell.state(a.dc_final, j) : 0.0f;
+    dh[j] = cell.live(j) && a.dh != nullptr ? cell.state(a.dh, j) : 0.0f;
+    dc[j] = cell.live(j) && a.dc != nullptr ? cell.state(a.dc, j) : 0.0f;
   }
   load(a.T - 1);
   exchange.arrive();
   exchange.wait();
 
-  for (int64_t t = a.T - 1; t >= a.first; --t) {
+  for (int64_t t = a.T - 1; t >= a.burn_in; --t) {
     cell.forget();
-    const bool more = t > a.first || (t == 0 && a.dh0 != nullptr);  // somebody wants dh of the step before
+    const bool more = t > a.burn_in || (t == 0 && a.dh0 != nullptr);  // somebody wants dh of the step before
 #pragma unroll
     for (int j = 0; j < kCells; ++j) {
       const CellBackward<float> d =
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(max_threads(M* kRowTile))
     }
     exchange.arrive();
     const unsigned cut = fresh;
-    if (t > a.first) load(t - 1);
+    if (t > a.burn_in) load(t - 1);
     const float* const from = exchange.own(box) + warp * kUnitTile;
     exchange.wait();
 #pragma unroll
@@ -305,12 +305,12 @@ __global__ void __launch_bounds__(max_threads(M* kRowTile))
   for (int j = 0; j < kCells; ++j) {
     if (!cell.live(j)) continue;
 #pragma unroll 1
-    for (int64_t t = 0; t < a.first; ++t)
+    for (int64_t t = 0; t < a.burn_in; ++t)
 #pragma unroll
       for (int g = 0; g < 4; ++g) cell.gate(a.gates, j, t, g) = 0.0f;
     // the state that enters the first step with a gradient is a constant, unless that is the first step of all
-    if (a.dh0 != nullptr) cell.state(a.dh0, j) = a.first == 0 ? dh[j] : 0.0f;
-    if (a.dc0 != nullptr) cell.state(a.dc0, j) = a.first == 0 ? dc[j] : 0.0f;
+    if (a.dh0 != nullptr) cell.state(a.dh0, j) = a.burn_in == 0 ? dh[j] : 0.0f;
+    if (a.dc0 != nullptr) cell.state(a.dc0, j) = a.burn_in == 0 ? dc[j] : 0.0f;
   }
 }
 

@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kThreads) forward_step(UnrollForward a, int64_
   }
 }
 
-// Gradients of the pre-activations of step t, from those of step t + 1; with t = first - 1 only dh0 is left to compute.
+// Gradients of the pre-activations of step t, from those of step t + 1; with t = burn_in - 1 only dh0 is left to
+// compute.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) backward_step(UnrollBackward a, int64_t t) {
   __shared__ float left[kDepth][kRows + 1];  // gradients of gates, [gate of a unit][row]
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) backward_step(UnrollBackward a, int6
   for (int r = 0; r < kRowsPerThread; ++r) {
     const int64_t row = first_row + group + r, sequence = p * a.B + row, state = sequence * H + unit;
     if (row >= a.B) return;
-    if (t < a.first) {
+    if (t < a.burn_in) {
       a.dh0[state] = t < 0 ? dh[r] : 0.0f;
       if (t >= 0) a.dc0[state] = 0.0f;
       continue;
@@ -132,8 +133,8 @@ __global__ void __launch_bounds__(kThreads) backward_step(UnrollBackward a, int6
     float* const gates = a.gates + at * 4 * H + unit;
     const bool fresh = starts(a.reset, sequence, T, t), last = t + 1 == T;
     const float before = fresh ? 0.0f : t == 0 ? a.c0[state] : a.c[(at - 1) * H + unit];
-    if (last && a.dh_final != nullptr) dh[r] += a.dh_final[state];
-    const float dc = !last ? a.dc0[state] : a.dc_final != nullptr ? a.dc_final[state] : 0.0f;
+    if (last && a.dh != nullptr) dh[r] += a.dh[state];
+    const float dc = !last ? a.dc0[state] : a.dc != nullptr ? a.dc[state] : 0.0f;
     const CellBackward<float> d = lstm_cell_backward<Scalar>(gates[0], gates[H], gates[2 * H], gates[3 * H], before,
                                                              a.c[at * H + unit], a.dy[at * H + unit] + dh[r], dc);
     gates[0] = d.di;
@@ -146,9 +147,9 @@ __global__ void __launch_bounds__(kThreads) backward_step(UnrollBackward a, int6
 
 // Steps before burn-in's end: no gradient.
 __global__ void clear_burn_in(UnrollBackward a) {
-  const int64_t count = a.P * a.B * a.first * 4 * a.H, stride = int64_t(gridDim.x) * blockDim.x;
+  const int64_t count = a.P * a.B * a.burn_in * 4 * a.H, stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
-    const int64_t steps = a.first * 4 * a.H;
+    const int64_t steps = a.burn_in * 4 * a.H;
     a.gates[i / steps * a.T * 4 * a.H + i % steps] = 0.0f;
   }
 }
@@ -170,10 +171,10 @@ int step_forward(const UnrollForward& a, void* stream) {
 int step_backward(const UnrollBackward& a, void* stream) {
   const LaunchShape shape{grid_of(a.B, a.H, a.P), kThreads};
   cudaError_t error = cudaSuccess;
-  for (int64_t t = a.T - 1; t >= a.first - 1 && error == cudaSuccess; --t)
+  for (int64_t t = a.T - 1; t >= a.burn_in - 1 && error == cudaSuccess; --t)
     error =
         a.bf16 ? launch(backward_step<Bf16>, shape, stream, a, t) : launch(backward_step<float>, shape, stream, a, t);
-  if (a.first > 0 && error == cudaSuccess) error = launch(clear_burn_in, {dim3(256), dim3(256)}, stream, a);
+  if (a.burn_in > 0 && error == cudaSuccess) error = launch(clear_burn_in, {dim3(256), dim3(256)}, stream, a);
   return error;
 }
 

@@ -36,14 +36,14 @@ struct UnrollForward {
 struct UnrollBackward {
   int64_t P, B, T, H;
   bool bf16;
-  int64_t first;  // burn-in: steps before it get no gradient, the state that enters it is a constant
-  float* gates;   // in: activated; out: gradients of the pre-activations, 0 before `first`
+  int64_t burn_in;  // steps before it get no gradient, and the state that enters it is a constant
+  float* gates;     // in: activated; out: gradients of the pre-activations, 0 before burn_in
   const float *c, *c0;
   const void* w_hh;
   const bool* reset;
-  const float* dy;                   // [P][B][T][H]
-  const float *dh_final, *dc_final;  // [P][B][H] or null
-  float *dh0, *dc0;                  // [P][B][H]; 0 where first > 0
+  const float* dy;       // [P][B][T][H]
+  const float *dh, *dc;  // [P][B][H] or null
+  float *dh0, *dc0;      // [P][B][H]; 0 where burn_in > 0
 };
 
 // cudaError_t as int

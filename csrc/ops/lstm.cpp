@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(townlet, m) {
   m.def("lstm_saved_size(int D, int H, bool cuda) -> (int, int)");
   // one acting step from packed weights: h, c
   m.def("lstm_step(Tensor x, Tensor h, Tensor c, Tensor packed, Tensor? reset) -> (Tensor, Tensor)");
-  // which form of the recurrent kernels a GPU of this compute capability (90: 9.0) with so many SMs runs, in words
+  // which form of the recurrent kernels the GPU of this number runs, in words; cuda/ops.inl has it
   m.def("unroll_plan(int device, int P, int B, int T, int H, bool bf16, int chains, bool backward) -> str");
 }
 

@@ -48,7 +48,7 @@ const char* emu_forward(const int64_t* sizes, const int64_t* plan, void* const* 
     return resident_unroll_forward(s, a, scratch.data(), nullptr);
   });
 }
-// sizes: P, B, T, H, bf16, first; pointers: gates, c, c0, w_hh, reset, dy, dh_final, dc_final, dh0, dc0
+// sizes: P, B, T, H, bf16, burn_in; pointers: gates, c, c0, w_hh, reset, dy, dh, dc, dh0, dc0
 const char* emu_backward(const int64_t* sizes, const int64_t* plan, void* const* p) {
   return guarded([&] {
     const UnrollBackward a{sizes[0],        sizes[1],        sizes[2],        sizes[3],

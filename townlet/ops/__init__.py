@@ -8,13 +8,13 @@ implementations are in ``csrc/``.
 
 from __future__ import annotations
 
+from .._native import ISA as ISA
+from .._native import ISA_LEVELS as ISA_LEVELS
+from .._native import LANES as LANES
 from . import replay as replay  # registers the fake kernels of its operators
 from . import spatial as spatial
 from .acting import act
 from .adam import adam_step
-from .backend import ISA as ISA
-from .backend import ISA_LEVELS as ISA_LEVELS
-from .backend import LANES as LANES
 from .lstm import lstm_step, lstm_unroll
 from .packing import PackedActor, PackedParams, pack, pack_actor
 from .td_unroll import td_unroll, td_unroll_scratch

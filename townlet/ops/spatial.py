@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from .._native import LANES
 from . import reference
-from .backend import LANES, kernel_fits, traced
+from .backend import kernel_fits, traced
 from .checks import check_spatial_encode
 from .types import SpatialWeights
 
