@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .. import _native
+from .._build import form_refused
 from ..learning.learner import Learner
 from ..learning.networks import RecurrentQNetwork
 from ..learning.population import VectorizedPopulation
@@ -50,6 +51,11 @@ def checks(device: torch.device) -> Iterator[Check]:
 def update_checks(device: torch.device, record: bool) -> Iterator[Check]:
     """Six updates on `device` against the same on the CPU; record: the same once more, recorded as a graph."""
     here = learner(CPU)
+    sizes = here.population.members, here.batch_size, here.replay.seq_len + 1, here.replay.hidden_size
+    refused = form_refused(device, *sizes, chains=2)
+    if refused:
+        yield "weights after 6 updates", refused, UPDATE
+        return
     there = [learner(device, graph) for graph in ([False, True] if record else [False])]
     for each in there:
         each.population.load_state_dict(here.population.state_dict())
