@@ -40,6 +40,10 @@ FORMS = {
 """Forms to ask for by TOWNLET_CUDA_UNROLL, and what the plan then says."""
 
 
+# the runtime switches between fibers behind the back of ThreadSanitizer, and tells it so itself (EMU_TSAN)
+FLAGS = ["-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fPIC"]
+
+
 def compile_shim(out: Path, *sources: str, sanitize: str = "", shared: bool = True) -> Path:
     """Compile sources of tests/emu together with the shim's runtime into a library or a program."""
     compiler = os.environ.get("CXX", "c++")

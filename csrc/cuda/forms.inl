@@ -6,4 +6,3 @@
 "cluster:2x32", "cluster:4x32", "cluster:8x32", "cluster:16x32",
 "grid:2", "grid:3", "grid:5", "grid:22",
 "grid:2x32", "grid:5x32", "grid:22x32",
-// clang-format on
