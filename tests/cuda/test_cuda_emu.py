@@ -1,7 +1,7 @@
 """The CUDA kernels' own source, run on the host by the shim of tests/emu, against the float64 twin.
 
 The cases are those of the CPU kernel: an orthogonal array over odd sizes, then every variant. What only a GPU shows
-(speed, the memory model, cuBLAS) is not seen here: see docs/cuda.md.
+(speed, the memory model, cuBLAS) is not seen here: see docs/guides/gpu.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import programs
 import pytest
 import summary
 from first_run import Card, Run, Step
-from step_runner import NOT_FOUND, OUT_OF_TIME, Result, Runner, lines
+from step_runner import INTERRUPTED, NOT_FOUND, OUT_OF_TIME, Result, Runner, lines
 
 H100 = Card("NVIDIA H100 80GB HBM3", 90, "580.65.06", "81559 MiB")
 A100 = Card("NVIDIA A100-SXM4-40GB", 80, "570.86.10", "40960 MiB")
@@ -150,6 +150,10 @@ class TestRunner:
             signal.signal(signal.SIGALRM, before)
         (pid,) = lines(runner.output("long"))
         assert gone_soon(int(pid))
+        (result,) = runner.results
+        assert (result.name, result.rc, result.verdict) == ("long", INTERRUPTED, "interrupted")
+        assert 0.1 < result.seconds < 5
+        assert result.note == "killed: the run was told to end"
 
 
 # ---- which card ------------------------------------------------------------------------------------------------------
@@ -229,6 +233,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run builds in here, has its kernels already, and starts none of the steps proper."""
     monkeypatch.setattr(first_run, "WORK", tmp_path / "work")
     monkeypatch.setattr(first_run, "kernels", lambda: ("somewhere/_cuda.so", None))
+    monkeypatch.setattr(first_run, "newer_source", lambda library: "")
     monkeypatch.setattr(first_run, "before_torch", list)
     monkeypatch.setattr(first_run, "with_torch", lambda out: [])
     monkeypatch.setattr(first_run, "nvcc", lambda: None)
@@ -351,6 +356,84 @@ def test_a_rehearsal_says_so_and_what_stood_in(work: Path, out: Path) -> None:
     assert "none; sm_90 is assumed" in text
 
 
+def test_a_run_that_is_told_to_end_says_how_far_it_came(work: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    slow = [STEPS[0], Step("slow", 60, shell("echo begun; sleep 60")), Step("after", 5, shell("true"))]
+    monkeypatch.setattr(first_run, "kernels", lambda: ("", None))
+    monkeypatch.setattr(first_run, "build_command", lambda arch: shell("echo compiling; sleep 60"))
+    monkeypatch.setattr(first_run, "before_torch", lambda: slow)
+    run = Run(A100, out, 60.0, None)
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        with pytest.raises(SystemExit):
+            run.all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    ended = {r.name: r.rc for r in run.runner.results if r.rc is not None and r.name != "machine"}
+    assert ended == {"right": 0, "slow": INTERRUPTED, "build": INTERRUPTED}
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "| slow | interrupted | 143 |" in text
+    assert "| build | interrupted | 143 |" in text
+    assert "| ended early | the run was told to end; a step that is not in the table did not begin |" in text
+    with tarfile.open(out / "results.tar.gz") as archive:
+        assert {"out/summary.md", "out/slow.txt", "out/build.txt"} <= set(archive.getnames())
+
+
+def test_a_source_that_is_younger_than_the_kernels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_run, "ROOT", tmp_path)
+    library = tmp_path / "townlet" / "_cuda.so"
+    files = {"CMakeLists.txt": 10, "csrc/cuda/a.cu": 20, "csrc/math/b.h": 30, "csrc/cuda/README.md": 99}
+    for name, age in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    library.parent.mkdir()
+    library.touch()
+    for age, newer in ((40, ""), (30, ""), (25, "csrc/math/b.h"), (5, "csrc/math/b.h")):
+        os.utime(library, (age, age))
+        assert first_run.newer_source(library) == newer
+    os.utime(tmp_path / "CMakeLists.txt", (50, 50))
+    assert first_run.newer_source(library) == "CMakeLists.txt"
+
+
+NEWER = "csrc/cuda/step.cu"
+
+
+@pytest.mark.parametrize(
+    ("newer", "in_tree", "compiler", "begun", "fact"),
+    [
+        ("", True, True, False, "they were there already"),
+        (NEWER, True, True, True, f"built anew by this run: {NEWER} was newer"),
+        (NEWER, True, False, False, f"they were there already, are older than {NEWER}, and were not built anew"),
+        (NEWER, False, True, False, f"they were there already, and are older than {NEWER}"),
+    ],
+    ids=["as new as their sources", "older", "older, no compiler", "older, of an installed townlet"],
+)
+def test_kernels_that_are_older_than_their_sources(
+    newer: str, in_tree: bool, compiler: bool, begun: bool, fact: str, work: Path, out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def command(arch: int) -> list[str]:
+        if not compiler:
+            raise ValueError("the kernels cannot be built: nvcc is not on PATH")
+        return shell("true")
+
+    monkeypatch.setattr(first_run, "kernels", lambda: ("somewhere/_cuda.so", programs.ROOT if in_tree else None))
+    monkeypatch.setattr(first_run, "newer_source", lambda library: newer)
+    monkeypatch.setattr(first_run, "build_command", command)
+    monkeypatch.setattr(first_run, "with_torch", lambda out: [Step("torch", 5, shell("true"), ("kernels",))])
+    run = Run(A100, out, 300.0, None)
+    run.all()
+    by_name = {r.name: r for r in run.runner.results}
+    assert run.facts["kernels"] == fact
+    assert ("build" in by_name and by_name["build"].rc == 0) == begun
+    assert by_name["torch"].rc == 0  # in every one of these cases there are kernels to run with
+
+
 def test_a_build_that_fails_takes_its_steps_with_it_and_no_others(
     work: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,8 +554,8 @@ def smoke(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_smoke_finds_every_form_right_on_the_host_shim(on_host: Path) -> None:
     done = smoke(on_host, "check", "tiny")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == "22 forms ran, 0 wrong"
-    for form in ("step", "single 1 x 16 rows", "cluster 2 x 32 rows", "grid 5 x 32 rows"):
+    assert done.stdout.splitlines()[-1] == "38 forms ran, 0 wrong"
+    for form in ("step", "single", "cluster:2x32", "grid:5x32"):
         assert f"fp32 {form}" in done.stdout
         assert f"bf16 {form}" in done.stdout
     assert smoke(on_host, "clocks").returncode == 4
@@ -499,7 +582,7 @@ def test_smoke_sees_a_wrong_result(on_host: Path, tmp_path: Path, right: str, br
     subprocess.run([compiler, "-pthread", tmp_path / "smoke.o", *others, "-o", tmp_path / "smoke"], check=True)
     done = smoke(tmp_path, "check", "tiny")
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "22 forms ran, 22 wrong"
+    assert done.stdout.splitlines()[-1] == "38 forms ran, 38 wrong"
     first = done.stdout.splitlines()[1]
     errors = {word: float(first.split(word)[1].split()[0].rstrip(",")) for word in ("forward", "backward")}
     assert errors[direction] > 1e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from townlet import _build, _native, cli, doctor, ops
 from townlet.bench import gpu, peers
 from townlet.bench.problem import WrongResult
 from townlet.bench.timing import interleave
+from townlet.doctor import checks
 from townlet.doctor import cuda as doctor_cuda
 from townlet.ops import TDOutput, backend
 from townlet.support import devices
@@ -204,3 +207,67 @@ def test_it_says_which_form_is_asked_for_and_where_it_does_not_fit(monkeypatch: 
     assert said.startswith("TOWNLET_CUDA_UNROLL asks for cluster:8: B = 64")
     assert "H = 128 fp32: resident, cluster of 8 blocks, 16 rows;" in said
     assert "H = 512 bf16: TOWNLET_CUDA_UNROLL is 'cluster:8'; expected a form that this GPU can launch" in said
+
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("shim")
+def test_a_form_is_refused_where_it_does_not_fit_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    emu.set_clusters(16, 0)
+    assert _build.form_refused(GPU, 2, 9, 12, 512) == ""  # none is asked for
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "cluster:8")
+    assert _build.form_refused(GPU, 2, 9, 12, 256, chains=2) == ""
+    assert _build.form_refused(CPU, 2, 9, 12, 512) == ""  # the variable does not concern it
+    why = _build.form_refused(GPU, 2, 9, 12, 512)
+    assert why.startswith("TOWNLET_CUDA_UNROLL is 'cluster:8'; expected a form that this GPU can launch; it needs ")
+    assert "\n" not in why
+    # 6 groups of 22 blocks are one wave on 132 SMs, and two networks need twice as many
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "grid:22")
+    assert _build.form_refused(GPU, 6, 9, 12, 330, chains=1) == ""
+    assert "it has 264" in _build.form_refused(GPU, 6, 9, 12, 330, chains=2)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, shim: None) -> None:
+    """The checks run on the CPU, and ask of each size whether the form fits a GPU."""
+    refused = _build.form_refused
+
+    def asked(where: torch.device, *sizes: int, **more: Any) -> str:
+        return refused(GPU, *sizes, **more)
+
+    monkeypatch.setattr(_build, "_gpu", lambda: "the host shim")
+    monkeypatch.setattr(checks, "form_refused", asked)
+    monkeypatch.setattr(doctor_cuda, "form_refused", asked)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_a_form_does_not_fit_is_named_and_the_rest_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor_cuda, "HIDDEN", (64, 512))
+    updates, all_on_cpu = doctor_cuda.update_checks, checks.operator_checks
+    monkeypatch.setattr(doctor_cuda, "update_checks", lambda device, record: updates(device, False))
+    both = lambda device: itertools.chain(all_on_cpu(device), doctor_cuda.checks(device))  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("townlet.doctor.examine"), "operator_checks", both)
+    assert cli.main(["doctor"]) == 0  # the control: without the variable
+    text = capsys.readouterr().out
+    assert "NOT RUN" not in text
+    ran = text.count(" ok\n")
+
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "cluster:8")
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("NOT RUN: TOWNLET_CUDA_UNROLL is 'cluster:8'; expected a form") == 2
+    assert text.count(" ok\n") == ran - 4
+    assert "all operators agree" not in text
+    last = text.splitlines()[-1]
+    assert last.startswith("NOT RUN: td_unroll, H = 512, td_unroll, H = 512, bfloat16; the form that TOWNLET_CUDA")
+
+    monkeypatch.setenv("TOWNLET_CUDA_UNROLL", "grid:2")
+    emu.set_gpu(90, 1)  # not one group fits, at any size
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert " ok\n" not in text
+    assert "lstm_unroll and lstm_step" in text
+    assert "weights after 6 updates" in text

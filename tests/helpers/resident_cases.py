@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +19,26 @@ from torch import Tensor
 from townlet.ops import reference
 
 SINGLE, CLUSTER, GRID = 0, 1, 2
+
+
+def in_words(form: str) -> str:
+    """What the plan says where TOWNLET_CUDA_UNROLL asks for a form."""
+    kind, _, rest = form.partition(":")
+    blocks, _, rows = rest.partition("x")
+    groups = {
+        "single": "one block",
+        "cluster": f"cluster of {blocks} blocks",
+        "grid": f"cooperative grid of {blocks} blocks",
+    }
+    return "a launch per step" if kind == "step" else f"resident, {groups[kind]}, {rows or 16} rows"
+
+
 FORMS = {
-    "step": "a launch per step",
-    "single": "resident, one block, 16 rows",
-    "single:1x32": "resident, one block, 32 rows",
-    **{f"cluster:{n}": f"resident, cluster of {n} blocks, 16 rows" for n in (2, 3, 4, 8, 16)},
-    **{f"cluster:{n}x32": f"resident, cluster of {n} blocks, 32 rows" for n in (2, 4, 8, 16)},
-    **{f"grid:{n}": f"resident, cooperative grid of {n} blocks, 16 rows" for n in (2, 3, 5, 22)},
-    **{f"grid:{n}x32": f"resident, cooperative grid of {n} blocks, 32 rows" for n in (2, 5, 22)},
+    form: in_words(form)
+    for form in re.findall(r'"(.+?)"', (ROOT / "csrc" / "cuda" / "forms.inl").read_text(encoding="utf-8"))
 }
 """Forms to ask for by TOWNLET_CUDA_UNROLL, and what the plan then says."""
+
 
 # the runtime switches between fibers behind the back of ThreadSanitizer, and tells it so itself (EMU_TSAN)
 FLAGS = ["-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fPIC"]

@@ -30,12 +30,13 @@ from sim_cuda import CUDA, GPU, Simulated
 from torch import Tensor
 from worlds import clock, tiny
 
-from townlet import ops, reference
+from townlet import ops
 from townlet.doctor import cuda as doctor_cuda
 from townlet.learning import learner
 from townlet.learning.cuda_graph import WARM_UP, Replayed
 from townlet.learning.learner import Learner
 from townlet.learning.networks import RecurrentConvQNetwork
+from townlet.ops import reference
 from townlet.report import Agent, compare
 from townlet.support import devices
 from townlet.training.trainer import Trainer

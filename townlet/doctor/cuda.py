@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .. import _native
+from .._build import form_refused
 from ..learning.learner import Learner
 from ..learning.networks import RecurrentQNetwork
 from ..learning.population import VectorizedPopulation
@@ -61,6 +62,11 @@ def update_checks(device: torch.device, record: bool) -> Iterator[Check]:
         record: whether to check the update recorded as a CUDA graph as well.
     """
     here = learner(CPU)
+    sizes = here.population.members, here.batch_size, here.replay.seq_len + 1, here.replay.hidden_size
+    refused = form_refused(device, *sizes, chains=2)
+    if refused:
+        yield "weights after 6 updates", refused, UPDATE
+        return
     there = [learner(device, graph) for graph in ([False, True] if record else [False])]
     for each in there:
         each.population.load_state_dict(here.population.state_dict())
