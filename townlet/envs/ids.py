@@ -1,12 +1,12 @@
-"""Ids of worlds that Townlet knows something about. Nothing is imported here, so that settings may read them."""
+"""Ids of worlds that Townlet treats specially. It imports nothing, so that the settings can read it cheaply."""
 
 from __future__ import annotations
 
 TOWN_ID = "townlet/Town-v0"
-"""The Town, in Gymnasium's registry."""
+"""The Town's id in Gymnasium's registry."""
 
 PETTINGZOO = "pettingzoo:"
-"""What stands before the module of a PettingZoo parallel environment."""
+"""The prefix of an id that names the module of a PettingZoo parallel environment."""
 
 HOMES = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
-"""How ids begin -> the package that registers them when it is imported."""
+"""Prefix of an id -> the package that registers such ids when it is imported."""

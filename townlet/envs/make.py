@@ -23,11 +23,19 @@ from .town.env import TownVectorEnv
 def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
 
-    The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
-    the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
-    registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module`` calls the
-    ``parallel_env`` of that module; every agent is an environment, and ``num_envs`` = 1 gives one copy with all of its
-    agents.
+    The Town's id gives the C++ ``TownVectorEnv``. Every other Gymnasium id runs in this process, one environment after
+    the other, unless it is registered as a vector environment only. Ids that begin as in `ids.HOMES` import the package
+    that registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module``
+    calls the ``parallel_env`` of that module. Then every agent is an environment, and ``num_envs`` = 1 gives one copy
+    with all of its agents.
+
+    Args:
+        env_id: the world's id.
+        num_envs: the number of environments.
+        env_args: the world's own arguments.
+
+    Returns:
+        The environments behind an adapter.
 
     Raises:
         ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
@@ -77,7 +85,7 @@ def _open_pettingzoo(env_id: str, num_envs: int, env_args: dict[str, Any]) -> Pa
 
 
 def _import(module: str, env_id: str) -> ModuleType:
-    """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
+    """Import the module that registers ``env_id``. It may lie in the current folder, as with ``python -m``."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
