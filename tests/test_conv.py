@@ -11,10 +11,10 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import nn
 from worlds import tiny
 
-from townlet.envs.convolutions import Convolution, parse_convolutions
 from townlet.envs.images import default_convolutions, find_image
 from townlet.envs.spaces import ObservationRows
 from townlet.learning.networks import RecurrentConvQNetwork, RecurrentQNetwork
+from townlet.support.convolutions import Convolution, parse_convolutions
 from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from .ids import TOWN_ID
+from ..support.ids import TOWN_ID
 
 if TYPE_CHECKING:
     from .town import ACTIONS, BUILDINGS, METERS, ObservationLayout, TownArgs, TownEnv, TownVectorEnv

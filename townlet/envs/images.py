@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Space
 
-from .convolutions import Convolution, parse_convolutions
+from ..support.convolutions import Convolution, parse_convolutions
 from .spaces import MOST_SYMBOLS, ObservationRows, Part
 
 SMALLEST_SIDE = 5

@@ -12,9 +12,9 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
+from ..support.ids import HOMES, PETTINGZOO, TOWN_ID
 from .adapter import VectorAdapter
 from .faults import raised
-from .ids import HOMES, PETTINGZOO, TOWN_ID
 from .minigrid import SymbolicObservation
 from .pettingzoo import ParallelVectorEnv
 from .town.env import TownVectorEnv
@@ -24,10 +24,10 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
 
     The Town's id gives the C++ ``TownVectorEnv``. Every other Gymnasium id runs in this process, one environment after
-    the other, unless it is registered as a vector environment only. Ids that begin as in `ids.HOMES` import the package
-    that registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module``
-    calls the ``parallel_env`` of that module. Then every agent is an environment, and ``num_envs`` = 1 gives one copy
-    with all of its agents.
+    the other, unless it is registered as a vector environment only. Ids that begin as in `support.ids.HOMES` import the
+    package that registers them; ``module:Id`` imports ``module`` first, from the current folder too.
+    ``pettingzoo:module`` calls the ``parallel_env`` of that module. Then every agent is an environment, and
+    ``num_envs`` = 1 gives one copy with all of its agents.
 
     Args:
         env_id: the world's id.

@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import yaml
 
-from ..envs.convolutions import parse_convolutions
-from ..envs.ids import TOWN_ID
+from ..support.convolutions import parse_convolutions
 from ..support.files import replacing
+from ..support.ids import TOWN_ID
 from . import plain_yaml
 from .plain_yaml import shown
 from .presets import with_preset

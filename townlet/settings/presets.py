@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..envs.ids import TOWN_ID
+from ..support.ids import TOWN_ID
 
 
 class Choice(NamedTuple):

@@ -1,1 +1,1 @@
-"""The ground that every other wing may use: files, signals, devices, intervals and text."""
+"""The ground that every other wing may use: files, signals, devices, intervals, text and the ids of worlds."""
