@@ -1,7 +1,7 @@
-"""Where an acting step goes: simulator, network with choice of actions, replay write; and sampling from that replay.
+"""Where the time of an acting step goes: simulator, network with choice of actions, replay write; and sampling.
 
-One member in the Town, MLP encoder 128, LSTM 128, head 128. Before anything is timed, Q-values, state and actions are
-held against the twin in float64.
+One member acts in the Town, with MLP encoder 128, LSTM 128 and head 128. Before anything is timed, Q-values, state and
+actions are compared with the twin in float64. Sampling is from the replay that acting has filled.
 
 python benchmarks/acting.py --threads 1 2 --num-envs 64 256 1024
 """
@@ -25,11 +25,15 @@ from townlet.ops import ActorParams, RecurrentQParams
 from townlet.training.trainer import Trainer
 
 TOLERANCE = 1e-5
-"""Largest absolute error of Q-values and state against float64 (seen: 4e-7)."""
+"""The largest absolute error allowed of Q-values and state against float64 (seen: 4e-7)."""
 
 
 def check(trainer: Trainer) -> float:
-    """The largest error of one step; WrongResult where it is too large or an action is not the twin's."""
+    """The largest error of one step.
+
+    Raises:
+        WrongResult: the error is too large, or an action is not the twin's.
+    """
     population, network = trainer.population, trainer.network
     layers = network.layers(population.online)
     assert layers is not None
@@ -45,14 +49,14 @@ def check(trainer: Trainer) -> float:
     want = reference.act(exact, rollout.obs.double(), h, c, rollout.reset, *choice)
     worst = max(float((a - b).abs().max()) for a, b in zip(got[1:], want[1:], strict=True))
     if not worst <= TOLERANCE:
-        raise WrongResult(f"act is off by {worst:.1e}; at most {TOLERANCE:.0e} is allowed")
+        raise WrongResult(f"act is off by {worst:.1e}; expected at most {TOLERANCE:.0e}")
     if not torch.equal(got.action, reference.choose(got.q, *choice)):
         raise WrongResult("act: an action is not the twin's choice for the same Q-values")
     return worst
 
 
 def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
-    """Part -> what to time."""
+    """The calls to time, by part."""
     population, replay, rollout = trainer.population, trainer.replay, trainer.rollout
     worlds, obs, reset, legal, over = rollout.worlds, rollout.obs, rollout.reset, rollout.legal, rollout.over
     h, c = population.state
@@ -70,7 +74,12 @@ def calls(trainer: Trainer) -> dict[str, Callable[[], Any]]:
 
 
 def measure(num_envs: int, threads: int, rounds: int = 30) -> list[dict[str, Any]]:
-    """One dict per part: num_envs, threads, part, seconds (minimum and median of a call), error of the step."""
+    """Measure every part.
+
+    Returns:
+        A dict for each part: num_envs, threads, part, the minimum and the median of a call in seconds, and the error of
+        the step.
+    """
     torch.set_num_threads(threads)
     trainer = acting_trainer(num_envs)
     error = check(trainer)

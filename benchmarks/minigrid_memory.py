@@ -1,12 +1,13 @@
-"""MiniGrid-MemoryS7: how often is the end of the corridor chosen that matches the object seen at its beginning?
+"""MiniGrid-MemoryS7: how often does the agent choose the end of the corridor that matches the object seen before?
 
     python benchmarks/minigrid_memory.py                   # three seeds as members of one run; needs minigrid
     python benchmarks/minigrid_memory.py --seeds 1 --steps 500_000
 
-Trains with the settings of minigrid_memory.yaml. A run that was interrupted goes on when the command is called again.
-Success is an episode with a positive return; who does not remember has a half. Writes the curve and the final figures
-(256 unseen greedy episodes for each seed, also with the state zeroed at each step) to results/minigrid_memory.json and
-draws docs/images/minigrid.png. Exits with 1 when a seed stays below 0.95.
+The script trains with the settings of minigrid_memory.yaml. A run that was interrupted goes on when the command is
+called again. An episode with a positive return is a success; an agent that does not remember succeeds in half of them.
+The script writes the curve and the final figures (256 unseen greedy episodes for each seed, also with the state zeroed
+at each step) to results/minigrid_memory.json and draws docs/images/minigrid.png. It exits with 1 when a seed stays
+below 0.95.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SOLVED = 0.95
 
 
 def success(evaluation: Evaluation) -> list[float]:
-    """Share of successful episodes of each member."""
+    """The share of successful episodes of each member."""
     shares: list[float] = (evaluation.returns > 0).mean(axis=1).tolist()
     return shares
 
@@ -49,14 +50,14 @@ class Recorded(Trainer):
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """What ``Recorded`` wrote."""
+    """What `Recorded` wrote down."""
     file = folder / "success.json"
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     return rows
 
 
 def run(folder: Path, config: Config) -> dict[str, Any]:
-    """Train, from the start or from where it stopped -> curve and final figures."""
+    """Train, from the start or from where the run stopped; returns the curve and the final figures."""
     try:
         trainer = Recorded.resume(folder)
     except CheckpointError:
@@ -75,7 +76,7 @@ def run(folder: Path, config: Config) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Success against steps: a thin line for each seed, a thick one for their mean."""
+    """Draw success by step: a thin line for each seed and a thick one for their mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,7 +84,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     steps = np.array([row["step"] for row in found["curve"]]) / 1e6
     members = len(found["final"]["carried"])
-    each = np.array([row["success"] for row in found["curve"]]).reshape(len(steps), members)  # none in a short run
+    each = np.array([row["success"] for row in found["curve"]]).reshape(len(steps), members)  # empty in a short run
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     axes.plot(steps, each, color="#56B4E9", linewidth=1)
     axes.plot(steps, each.mean(axis=1), color="#0072B2", linewidth=2.5, label="mean of the seeds")

@@ -2,11 +2,11 @@
 
     python benchmarks/pbt.py
 
-Two spreads over 8 members: `wide`, 1e-6 to 1e-1, holds a good value and many useless ones; `low`, 1e-6 to 1e-4, holds
-none: training has to move there. PBT judges members by their training episodes (the default) or by greedy evaluations
-of 8 episodes. Everything else is the same, seeds included. Each member then plays 50 greedy episodes that it has not
-seen. Prints a table per spread; exits with 1 when, from the wide spread, the mean over members is not above the
-control's in every seed, whichever the score.
+There are two spreads over 8 members. `wide`, 1e-6 to 1e-1, holds a good value and many useless ones. `low`, 1e-6 to
+1e-4, holds no good value, so training has to move to one. PBT judges members by their training episodes (the default)
+or by greedy evaluations of 8 episodes. Everything else is the same, seeds included. Each member then plays 50 greedy
+episodes that it has not seen. The script prints a table for each spread. It exits with 1 when, from the wide spread,
+the mean over members is not above the control's in every seed with either score.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def run(config: Config) -> tuple[list[float], list[float], int]:
-    """Mean return of each member over the final episodes, the learning rates at the end, copies made."""
+    """Train; returns the members' mean returns over the final episodes, their final learning rates, and the copies."""
     trainer = Trainer(config, record=False)
     trainer.train()
     if trainer.stopped_by is not None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15_000, help="environment steps per member (default: 15,000)")
     parser.add_argument("--every", type=int, default=1_000, help="steps between events (default: 1,000)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures into this file")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     better = True

@@ -6,9 +6,9 @@ Three seeds train side by side as members of one run with the settings of popgym
 
     townlet train --env popgym-PositionOnlyCartPoleEasy-v0 --config benchmarks/popgym_cartpole.yaml --members 3
 
-Then again with the one change that the target network forgets its state before every step, the bug this project exists
-for. Each agent plays 100 greedy episodes that it has not seen. Exits with 1 when a carried seed is below 0.8 or the
-control is not at least 0.2 lower.
+They then train again with one change: the target network forgets its state before every step, which is the bug that
+this project exists for. Each agent plays 100 greedy episodes that it has not seen. The script exits with 1 when a seed
+with the carried state is below 0.8, or when the control is not at least 0.2 lower.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SETTINGS = Path(__file__).with_suffix(".yaml")
 
 
 def zeroed_target(online: Any, target: ops.PackedParams, batch: Any, spec: ops.TDSpec) -> ops.TDOutput:
-    """td_unroll whose target network starts every step from a zero state."""
+    """`td_unroll` with a target network that starts every step from a zero state."""
     return ops.td_unroll(online, cut_memory(target.params), batch, spec)
 
 
 def run(config: Config, carried: bool) -> tuple[list[float], float]:
-    """Mean return of each member over the final episodes, and the seconds of training."""
+    """Train; returns each member's mean return over the final episodes, and the seconds of training."""
     trainer = Trainer(config, record=False, td_unroll=None if carried else zeroed_target)
     begun = time.perf_counter()
     trainer.train()
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150_000, help="environment steps per seed (default: 150,000)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures into this file")
     options = parser.parse_args()
     config = Config.from_yaml(
         SETTINGS, {"members": options.seeds, "total_steps": options.steps, "threads": options.threads}

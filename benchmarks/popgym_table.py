@@ -1,12 +1,12 @@
 """POPGym: ours against itself without memory, with the bug, and against two other libraries.
 
-    python benchmarks/popgym_table.py                      # all of it: hours, most of them the others'
+    python benchmarks/popgym_table.py                      # all of it: hours, most of them for the other libraries
     python benchmarks/popgym_table.py --methods ours zeroed-target --worlds RepeatPreviousEasy
-    python benchmarks/popgym_table.py --table              # only print what there is and draw the curves
+    python benchmarks/popgym_table.py --table              # only print the results there are and draw the curves
     python benchmarks/popgym_table.py --out benchmarks/results/popgym   # go on with the published runs
 
-Every method gets the environment steps, windows, updates, LSTM size and discount of popgym_table.yaml, with what WORLDS
-says over it. Methods:
+Every method gets the environment steps, windows, updates, LSTM size and discount of popgym_table.yaml, except where
+WORLDS gives a world its own. The methods are:
 
     ours            three seeds as members of one run; `cleared` beside it: the same agents played with their state
                     zeroed at each step
@@ -16,8 +16,8 @@ says over it. Methods:
     torchrl         TorchRL's LSTMModule and DQNLoss (peers/torchrl_dqn.py): pip install torchrl
 
 A (world, method, seed) that is done is a file in --out and is not run again, so the command can be stopped and called
-again. The figures: mean return (at most 1) of greedy episodes at the end (100 of ours, the settings' eval_episodes of
-the others), mean over seeds with its 95% interval.
+again. The figures are mean returns (at most 1) of greedy episodes at the end: 100 episodes of ours, the settings'
+eval_episodes of the others. They are means over seeds with their 95% intervals.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ POLES = {"gamma": 0.95, "n_step": 3, "lr": 1e-3, "chrono_span": None, "capacity"
 # Where rewards come at once and much has to be held: what is ahead asks the LSTM only to count the steps. The mean
 # is higher without dueling streams in Autoencode, alike in the others.
 AT_ONCE = {"gamma": 0.5, "dueling": False}
-# What is different in each world from the settings' file.
+# What differs in each world from the file of settings.
 WORLDS: dict[str, dict[str, Any]] = {
     "PositionOnlyCartPoleEasy": POLES,
     "PositionOnlyCartPoleMedium": POLES,
@@ -62,7 +62,7 @@ OURS = ("ours", "zeroed-target", "memoryless")
 PEERS = {"tianshou": "peers.tianshou_drqn", "torchrl": "peers.torchrl_dqn"}
 COLUMNS = (*OURS[:1], "cleared", *OURS[1:], *PEERS)
 FINAL_EPISODES = 100
-UNSEEN = 0.005  # a difference of returns that the table's digits do not show
+UNSEEN = 0.005  # smaller differences of returns do not show in the table's digits
 
 
 def world_id(world: str) -> str:
@@ -70,12 +70,16 @@ def world_id(world: str) -> str:
 
 
 def settings(world: str, **changes: Any) -> Config:
-    """Ours in `world`; what a method may use is read from here."""
+    """The settings of our agent in ``world``. They also say what the other methods may use."""
     return Config.from_yaml(SETTINGS, {"env": world_id(world), **WORLDS[world], **changes})
 
 
 def train_ours(world: str, method: str, config: Config) -> dict[str, Any]:
-    """All seeds as members of one run; curves [seed][(step, mean return)] and final returns by kind."""
+    """Train all seeds as members of one run.
+
+    Returns:
+        The curve of each seed as (step, mean return), and the final returns by kind.
+    """
     from popgym_cartpole import zeroed_target
 
     from townlet.report import Agent
@@ -98,7 +102,7 @@ def train_ours(world: str, method: str, config: Config) -> dict[str, Any]:
 
 
 def train_peer(world: str, method: str, seed: int, config: Config) -> dict[str, Any]:
-    """One seed of another library."""
+    """Train one seed with another library."""
     import torch
 
     torch.set_num_threads(config.threads)
@@ -126,7 +130,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def jobs(worlds: list[str], methods: list[str], seeds: int) -> Iterator[tuple[str, str, int | None]]:
-    """(world, method, seed; None where all seeds are one run)."""
+    """The runs to make, as (world, method, seed). The seed is None where all seeds are one run."""
     for method in methods:
         for world in worlds:
             for seed in [None] if method in OURS else range(seeds):
@@ -138,7 +142,7 @@ def name_of(world: str, method: str, seed: int | None) -> str:
 
 
 def collect(out: Path, seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """world -> column -> {final: [seed], steps, curves: [seed][step], cpu seconds of all seeds}; what is done."""
+    """What is done so far: world -> column -> the final returns of the seeds, steps, curves, and CPU seconds of all."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for world in WORLDS:
         row = table[world] = {}
@@ -167,7 +171,10 @@ def cell(entry: dict[str, Any] | None) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Whether ours is best, or level (95% intervals overlap), among the methods that ran, as far as two digits show."""
+    """Whether ours is best among the methods that ran, or level with the best, as far as two digits show.
+
+    It is level where the 95% intervals overlap.
+    """
     if "ours" not in row:
         return ""
     mean, half = mean_interval(np.array(row["ours"]["final"]))
@@ -201,7 +208,7 @@ def _cost(table: dict[str, dict[str, Any]], method: str) -> str:
 
 
 def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
-    """Learning curves: a line per method, each seed faint."""
+    """Draw the learning curves: a line for each method, and the seeds faintly."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,7 +218,7 @@ def draw(table: dict[str, dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(2, math.ceil(len(worlds) / 2), figsize=(14, 6), squeeze=False, layout="constrained")
     for axis in axes.flat[len(worlds) :]:
         axis.set_visible(False)
-    shown_methods: dict[str, Any] = {}  # name -> a line of it
+    shown_methods: dict[str, Any] = {}  # name -> one of its lines
     for axis, world in zip(axes.flat, worlds, strict=False):
         for i, method in enumerate((*OURS, *PEERS)):
             entry = table[world].get(method)
@@ -240,7 +247,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="environment steps per seed (default: the settings')")
     parser.add_argument("--gamma", type=float, help="discount (default: the settings'); give another --out")
     parser.add_argument("--out", type=Path, default=Path("runs/popgym_table"))
-    parser.add_argument("--table", action="store_true", help="only print and draw what there is")
+    parser.add_argument("--table", action="store_true", help="only print and draw the results there are")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: expected at least 1")

@@ -1,4 +1,4 @@
-"""Fills the part of README.md that is made from the JSON files: nobody copies figures by hand."""
+"""Fills the part of README.md that is made from the JSON files, so that nobody copies figures by hand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ BEGIN, END = "<!-- begin: made by `run.py --markdown` -->", "<!-- end -->"
 
 
 def fill(folder: Path, suites: list[str]) -> None:
-    """Replace what stands between the marks by the tables of the suites in `folder`.
+    """Replace what stands between the marks by the tables of the suites.
 
-    Errors: SystemExit when no suite is there, or one was a quick run.
+    Args:
+        folder: the folder of the JSON files.
+        suites: the names of the suites, in the order of the tables.
+
+    Raises:
+        SystemExit: there are no results, one is of a quick run, or the marks are missing.
     """
     found = [done for suite in suites if (done := results.read(folder / f"{suite}.json")) is not None]
     if not found:

@@ -1,10 +1,10 @@
-"""Runs the benchmark suites, each in a process of its own, prints their tables and the bars, writes JSON.
+"""Runs the benchmark suites, each in a process of its own, prints their tables and bars, and writes JSON.
 
-python benchmarks/run.py                       all suites, into benchmarks/results/
-python benchmarks/run.py op resets --quick     tiny sizes: does everything run? (figures mean nothing; no JSON)
-python benchmarks/run.py gpu gpu-roofline      what needs a GPU; left out of "all" where there is none
-python benchmarks/run.py --resume              skip the suites that are in the folder already
-python benchmarks/run.py --markdown            the tables of benchmarks/README.md from the JSON; measures nothing
+python benchmarks/run.py                       runs all suites, into benchmarks/results/
+python benchmarks/run.py op resets --quick     sees whether everything runs, at tiny sizes; writes no JSON
+python benchmarks/run.py gpu gpu-roofline      runs what needs a GPU; "all" leaves it out where there is none
+python benchmarks/run.py --resume              skips the suites that are in the folder already
+python benchmarks/run.py --markdown            writes the tables of benchmarks/README.md; measures nothing
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ def main() -> int:
     from suites import NEED_GPU, SUITES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"which of {', '.join(SUITES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"suites to run: {', '.join(SUITES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="run at tiny sizes, to see that everything works")
     parser.add_argument("--out", type=Path, help="folder of the JSON files (default: results/ beside this file)")
-    parser.add_argument("--resume", action="store_true", help="skip suites whose JSON is there, from the same settings")
-    parser.add_argument("--markdown", action="store_true", help="write the tables of README.md from the JSON, and end")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip suites whose JSON is there and has the same settings"
+    )
+    parser.add_argument("--markdown", action="store_true", help="only write the tables of README.md from the JSON")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # run the one suite in this process
 
     options = parser.parse_args()
     unknown = sorted(set(options.suites) - set(SUITES))
     if unknown:
-        parser.error(f"{unknown[0]}: expected some of {', '.join(SUITES)}")
+        parser.error(f"SUITE is {unknown[0]}; expected some of {', '.join(SUITES)}")
     chosen = options.suites or list(SUITES)
     lacking = [] if options.markdown else [suite for suite in chosen if suite in NEED_GPU and _no_gpu()]
     if lacking and options.suites:
@@ -65,7 +67,11 @@ def _no_gpu() -> str:
 
 
 def _run(chosen: list[str], quick: bool, resume: bool, out: Path) -> int:
-    """The suites one after the other; 1 if one of them failed, else 0 (a missed bar is a result, not a failure)."""
+    """Run the suites one after the other.
+
+    Returns:
+        1 if one of them failed, else 0. A missed bar is a result, not a failure.
+    """
     from townlet.bench import results
 
     begun, failed, bars = time.monotonic(), [], []
@@ -74,7 +80,7 @@ def _run(chosen: list[str], quick: bool, resume: bool, out: Path) -> int:
         done = results.read(path) if resume else None
         if done is None or done["settings"].get("quick") != quick:
             command = [sys.executable, str(HERE / "run.py"), suite, "--here", "--out", str(out)]
-            # idle threads sleep, as they do under `townlet`: peers are given the same
+            # Idle threads sleep, as they do under `townlet`, so that peers run under the same conditions.
             environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
             if subprocess.run([*command, *(["--quick"] if quick else [])], env=environment).returncode:
                 failed.append(suite)

@@ -3,9 +3,9 @@
     nice python benchmarks/soak.py --steps 1200000 --out runs/soak [--no-page]
 
 Checkpoints, evaluations and records come hundreds of times more often than by default, so that what they leave behind
-adds up. Prints resident memory, Python objects, open files, threads and the run folder's size over time, and the slope
-of each over the last four fifths: least squares through the means of eight stretches, whose errors, other than those of
-neighbouring samples, are nearly independent. Writes soak.csv into the folder.
+adds up. The script prints resident memory, Python objects, open files, threads and the run folder's size over time, and
+the slope of each over the last four fifths. The slope is a least-squares fit through the means of eight stretches,
+whose errors, unlike those of neighbouring samples, are nearly independent. It writes soak.csv into the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNITS = {"rss": ("resident memory", "KiB"), "objects": ("Python objects", ""), "
 
 
 def settings(steps: int, out: str) -> Config:
-    """The default agent with one thread, a replay that is full early, and much to write."""
+    """The settings of the default agent on one thread, with a replay that is full early and much to write."""
     return Config(
         total_steps=steps, run_dir=out, threads=1, replay_ratio=1.0, learning_starts=10_000, capacity=20_000,
         eval_every=10_000, eval_episodes=4, eval_max_steps=100, log_every=1_280, checkpoint_every=5_000,
@@ -41,8 +41,8 @@ def settings(steps: int, out: str) -> Config:
 
 
 def look(folder: Path) -> dict[str, float]:
-    """The process and its folder now."""
-    gc.collect()  # so that what is found is held, not waiting to be freed
+    """What the process and its folder take now."""
+    gc.collect()  # so that only what is held is counted, not what waits to be freed
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     sizes = {p: p.stat().st_size / 1024 for p in folder.rglob("*") if p.is_file()}
     checkpoints = sum(size for p, size in sizes.items() if p.suffix == ".ckpt")
@@ -57,7 +57,7 @@ def look(folder: Path) -> dict[str, float]:
 
 
 def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Per million steps, and the half-width of its 95% interval (Student's t, 6 degrees of freedom)."""
+    """The slope per million steps, and the half-width of its 95% interval (Student's t, 6 degrees of freedom)."""
     x, y = (np.array([part.mean() for part in np.array_split(v, STRETCHES)]) for v in (steps / 1e6, values))
     line = np.polyfit(x, y, 1)
     error = math.sqrt(np.sum((y - np.polyval(line, x)) ** 2) / (STRETCHES - 2) / np.sum((x - x.mean()) ** 2))
@@ -67,11 +67,11 @@ def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_200_000, help="environment steps per member")
-    parser.add_argument("--every", type=int, default=20_000, help="steps between two looks")
+    parser.add_argument("--every", type=int, default=20_000, help="environment steps between two samples")
     parser.add_argument(
-        "--no-page", action="store_true", help="no report.html, whose making takes what metrics.csv has"
+        "--no-page", action="store_true", help="write no report.html, whose making takes memory for all of metrics.csv"
     )
-    parser.add_argument("--out", required=True, help="run folder to make")
+    parser.add_argument("--out", required=True, help="run folder to create")
     arguments = parser.parse_args()
     if arguments.no_page:
         LiveReport.update = lambda page: None  # type: ignore[method-assign]
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def table(samples: list[dict[str, float]], trainer: Any) -> str:
-    """Beginning, end and slope of each quantity, as Markdown."""
+    """The first value, the last value and the slope of each quantity, as a Markdown table."""
     late = samples[len(samples) // 5 :]
     steps = np.array([s["step"] for s in late])
     lines = [

@@ -4,13 +4,13 @@ r"""Does memory pay in the Town? Compares an agent with its memoryless control o
     python benchmarks/town_memory.py --seeds 5 --compute-dtype bfloat16 --out runs/hamlet_memory \
         --config benchmarks/town_memory_hamlet.yaml                       # the hamlet
 
-Each run is `townlet train --seed S --threads 1 [--no-memory]` with nothing else changed but what `--config` or further
-flags say, `--jobs` of them side by side. (The number of threads changes the rounding of the encoder's products, and so
-the course of a run.) Runs that are complete are kept, interrupted ones resumed, so the command can be stopped and
-called again; `--measure` trains nothing and takes the runs that are complete. Then every agent and yardstick plays the
-same unseen layouts, from full meters; the table's intervals are 95%, Student's t, over seeds for trained agents and
-over episodes for the others. Writes table.md, table.json and survival.png into the folder; the JSON goes to
-`--results` instead where that is given.
+Each run is `townlet train --seed S --threads 1 [--no-memory]`, and nothing else is changed but what `--config` or
+further flags say. `--jobs` of them run side by side. (The number of threads changes the rounding of the encoder's
+products, and so the course of a run.) Complete runs are kept and interrupted ones resumed, so the command can be
+stopped and called again. `--measure` trains nothing and takes the runs that are complete. Then every agent and every
+yardstick plays the same unseen layouts, from full meters. The table's intervals are 95% by Student's t, over seeds for
+trained agents and over episodes for the others. The script writes table.md, table.json and survival.png into the
+folder; the JSON goes to `--results` instead where that is given.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS: dict[str, list[str]] = {"lstm": [], "memoryless": ["--no-memory"]}
 
 
 def train(folder: Path, flags: list[str]) -> None:
-    """One run, from the start or from where it stopped; its output goes to a log beside the folder."""
+    """Train one run, from the start or from where it stopped. Its output goes to a log beside the folder."""
     if complete(folder):
         return
     begun = any((folder / "checkpoints").glob("*")) if folder.exists() else False
@@ -45,7 +45,7 @@ def train(folder: Path, flags: list[str]) -> None:
         townlet = [sys.executable, "-P", "-m", "townlet"]  # -P: the installed package, not a source tree that hides it
         process = subprocess.Popen([*townlet, "train", *command], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
-    with open(folder.with_suffix(".cpu"), "a") as spent:  # a line per process that worked on the run
+    with open(folder.with_suffix(".cpu"), "a") as spent:  # a line for each process that worked on the run
         spent.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
     if status:
         code = os.waitstatus_to_exitcode(status)
@@ -62,7 +62,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def pooled(agents: dict[int, Agent], episodes: int, memory: bool | None) -> np.ndarray:
-    """Scores [seeds, episodes] of several runs in the same episodes."""
+    """The scores ``[seeds, episodes]`` of several runs in the same episodes."""
     return np.concatenate([a.evaluate(episodes, 0, memory=memory).score for a in agents.values()])
 
 
@@ -70,9 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/town_memory"))
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
-    parser.add_argument("--episodes", type=int, default=256, help="unseen layouts (default: 256)")
+    parser.add_argument("--episodes", type=int, default=256, help="number of unseen layouts (default: 256)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
-    parser.add_argument("--results", type=Path, help="the figures as JSON (default: table.json in --out)")
+    parser.add_argument("--results", type=Path, help="file for the figures as JSON (default: table.json in --out)")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure the complete runs")
     options, extra = parser.parse_known_args()  # further flags go to `townlet train`
     options.out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def figures(report: Report, agents: dict[str, dict[int, Agent]], runs: dict[tuple[str, int], Path]) -> dict[str, Any]:
-    """Everything measured: settings, policies with their seeds' means, what each run cost."""
+    """Everything that was measured: the settings, the policies with their seeds' means, and what each run cost."""
     some = next(iter(agents["lstm"].values()))
     plain = Config().to_dict()
     each = {"seed", "run_dir", "threads"}
@@ -128,7 +128,7 @@ def figures(report: Report, agents: dict[str, dict[int, Agent]], runs: dict[tupl
             seeds = agents["memoryless" if "without" in row.name else "lstm"]
             cell["seeds"] = {str(s): float(mean) for s, mean in zip(seeds, row.scores.mean(axis=1), strict=True)}
     for folder in runs.values():
-        spent = folder.with_suffix(".cpu")  # not there where this command was killed as the run ended
+        spent = folder.with_suffix(".cpu")  # missing where this command was killed as the run ended
         cpu = sum(map(float, spent.read_text().split())) if spent.exists() else None
         results["runs"][folder.name] = {"seconds": summary(folder)["seconds"], "cpu_seconds": cpu}
     return results

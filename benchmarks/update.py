@@ -29,12 +29,13 @@ from townlet.learning.replay import SequentialReplayBuffer
 from townlet.learning.sampling import ReplaySample
 from townlet.ops import TDSpec
 
+Network = RecurrentQNetwork | RecurrentSpatialQNetwork
 GAMMA, LR, CLIP = 0.99, 1e-3, 10.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size of update. tau None: hard syncs every `sync_every` updates."""
+    """One size of update. With ``tau`` None the target is synced hard every ``sync_every`` updates."""
 
     name: str
     P: int
@@ -50,20 +51,21 @@ class Case:
     sync_every: int = 30
     envs: int = 32
 
-    def flops(self, network: Any) -> float:
-        """Multiplications and additions of an update that nobody can leave out, activations and biases not counted.
+    def flops(self, network: Network) -> float:
+        """The multiplications and additions that no implementation of the update can leave out.
 
-        Both networks' encoders, LSTMs and heads over S + 1 observations; back through the S - L transitions that are
-        trained: gradients of all weights, of the state, of the features where an encoder lies below them.
+        Forward, they are those of both networks' encoders, LSTMs and heads over S + 1 observations. Back through the
+        S - L transitions that are trained, they are those of the gradients of all weights, of the state, and of the
+        features where there is an encoder below them. Activations and biases are not counted.
         """
         D, H, F, A = network.feature_size, network.hidden_size, network.head_size, network.n_actions
         head = 2 * (H * F + F * (A + 1))
         if self.network == "spatial":
             height, width = network.height, network.width
-            taps = (3 * height - 2) * (3 * width - 2)  # of a 3x3 window that lie on the map, over all pixels
+            taps = (3 * height - 2) * (3 * width - 2)  # weights of a 3x3 window that lie on the map, over all pixels
             layers = [network.planes * 16 * taps, 16 * 32 * taps, 32 * height * width * 128]
             layers.append(32 * (network.position + network.METERS + network.AFFORDANCE))
-            inner = layers[1] + layers[2]  # whose inputs are activations
+            inner = layers[1] + layers[2]  # the layers whose inputs are activations
         else:
             layers, inner = [network.obs_size * D], 0
         forward = 8 * H * (D + H) + head + 2 * sum(layers)
@@ -78,13 +80,13 @@ CASES = (
     Case("default, tau", 1, 16, 40, "mlp", 96, 64, burn_in=5, n_step=3, rescale_eps=1e-3, tau=0.03, sync_every=1),
     Case("default, P=8", 8, 16, 40, "mlp", 96, 64, burn_in=5, n_step=3, rescale_eps=1e-3),
 )
-"""The bar's size, with double Q-learning and nothing else; and what `townlet train` does by default."""
+"""The size of the bar, with double Q-learning and nothing else, and the sizes that `townlet train` has by default."""
 
 
 # ---- ours --------------------------------------------------------------------------------------------------------
 
 
-def network_of(case: Case) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
+def network_of(case: Case) -> Network:
     town = TownArgs(knots=0 if case.network == "spatial" else 8)
     sizes = {"hidden_size": case.hidden_size, "head_size": case.head_size}
     if case.network == "spatial":
@@ -92,8 +94,8 @@ def network_of(case: Case) -> RecurrentQNetwork | RecurrentSpatialQNetwork:
     return RecurrentQNetwork(town.observation.size, 6, encoder=(128,), **sizes)
 
 
-def filled_replay(case: Case, network: Any, device: str = "cpu") -> SequentialReplayBuffer:
-    """Streams of random steps, three windows long, none of which opens an episode."""
+def filled_replay(case: Case, network: Network, device: str = "cpu") -> SequentialReplayBuffer:
+    """A replay that holds streams of random steps, three windows long. No step begins an episode."""
     P, E, A = case.P, case.envs, network.n_actions
     replay = SequentialReplayBuffer(
         members=P, num_envs=E, capacity=E * 4 * case.S, obs_size=network.obs_size, n_actions=A,
@@ -118,14 +120,14 @@ def filled_replay(case: Case, network: Any, device: str = "cpu") -> SequentialRe
 
 
 def make_learner(case: Case, device: str = "cpu", graph: bool = False) -> Learner:
-    """graph: on a GPU, the update recorded."""
+    """Our learner. With ``graph`` its update is recorded as a CUDA graph."""
     network = network_of(case)
     population = VectorizedPopulation(
         network, list(range(case.P)), num_envs=case.envs, gamma=GAMMA, lr=LR, clip_norm=CLIP, device=device
     )
-    g = torch.Generator().manual_seed(2)  # a target that is another network
+    g = torch.Generator().manual_seed(2)  # makes the target another network
     population.target_flat.mul_((1 + 0.1 * torch.rand(population.target_flat.shape, generator=g)).to(device))
-    population.load_state_dict(population.state_dict())  # packs it
+    population.load_state_dict(population.state_dict())  # packs the target
     spec = TDSpec(gamma=GAMMA, n_step=case.n_step, burn_in=case.burn_in, rescale_eps=case.rescale_eps)
     replay = filled_replay(case, network, device)
     syncs: dict[str, Any] = {"sync_every": case.sync_every, "tau": case.tau}
@@ -136,9 +138,9 @@ def make_learner(case: Case, device: str = "cpu", graph: bool = False) -> Learne
 
 
 class PlainNetwork(nn.Module):
-    """One member as modules: encoder, `nn.LSTM`, dueling head."""
+    """One member as modules: encoder, `nn.LSTM` and dueling head."""
 
-    def __init__(self, network: Any):
+    def __init__(self, network: Network):
         super().__init__()
         self.network = network
         self.spatial = isinstance(network, RecurrentSpatialQNetwork)
@@ -172,7 +174,7 @@ class PlainNetwork(nn.Module):
         return self.val(x) + adv - adv.mean(-1, keepdim=True)
 
     def forward(self, obs: Tensor, h0: Tensor, c0: Tensor, burn_in: int) -> Tensor:
-        """Q-values of observations burn_in.. ; no gradient enters the steps before."""
+        """The Q-values of the observations from ``burn_in`` on. No gradient enters the steps before."""
         state = (h0.unsqueeze(0), c0.unsqueeze(0))
         if burn_in:
             with torch.no_grad():
@@ -181,7 +183,7 @@ class PlainNetwork(nn.Module):
         return self.q_values(y)
 
     def names(self) -> dict[str, str]:
-        """Our name of every parameter that both have."""
+        """Every parameter that both sides have, by our name."""
         rename = {"lstm.weight_ih_l0": "lstm.w_ih", "lstm.weight_hh_l0": "lstm.w_hh", "lstm.bias_ih_l0": "lstm.bias"}
         rename |= {f"{ours}.{k}": f"head.{ours}.{k}" for ours in ("fc", "adv", "val") for k in ("weight", "bias")}
         rename |= {f"conv{i}.{k}": f"conv.{i}.{k}" for i in (0, 1) for k in ("weight", "bias")}
@@ -197,7 +199,7 @@ class PlainNetwork(nn.Module):
 
 
 class PlainLearner:
-    """The update of `Learner` in plain PyTorch, a loop over members; `replay` gives samples as ours does."""
+    """The update of `Learner` in plain PyTorch, as a loop over members. ``replay`` gives samples as ours does."""
 
     def __init__(self, case: Case, learner: Learner, replay: Any):
         self.case = case
@@ -214,7 +216,7 @@ class PlainLearner:
         self.updates = 0
 
     def member_loss(self, p: int, s: ReplaySample) -> tuple[Tensor, Tensor]:
-        """Loss and priorities [B] of one member."""
+        """The loss and the priorities ``[B]`` of one member."""
         case, L = self.case, self.case.burn_in
         obs, h0, c0 = s.obs[p], s.h0[p], s.c0[p]
         q = self.online[p](obs, h0, c0, L)
@@ -280,10 +282,13 @@ def hinv(x: Tensor, eps: float) -> Tensor:
 
 
 def check(case: Case, updates: int = 3) -> dict[str, float]:
-    """Largest deviations between both sides over a few updates; SystemExit beyond the tolerances.
+    """The largest deviations between both sides over a few updates.
 
-    Adam divides by the gradient's size, so a weight whose gradient is near 0 moves by its rounding; the moved weights
-    are therefore compared in the norm of the whole movement.
+    Adam divides by the gradient's size, so rounding decides how a weight moves whose gradient is near 0. The moved
+    weights are therefore compared in the norm of the whole movement.
+
+    Raises:
+        SystemExit: a deviation is beyond its tolerance.
     """
     ours = make_learner(case)
     peer = PlainLearner(case, ours, filled_replay(case, ours.population.network))
@@ -310,7 +315,7 @@ def check(case: Case, updates: int = 3) -> dict[str, float]:
 
 
 class Phases:
-    """Seconds per named part of `learner.update()`, by wrapping what it calls."""
+    """Measures the seconds of each named part of ``learner.update()``, by wrapping what it calls."""
 
     PARTS = ("sample", "encode", "op", "backward", "encoder backward", "adam", "priorities", "sync", "metrics")
 
@@ -328,7 +333,7 @@ class Phases:
         self._wrap("metrics", learner, "_metrics")
 
     def _split_backward(self, population: VectorizedPopulation) -> None:
-        """`population.backward` in two halves: the encoder's own is timed where it runs, after the operator's."""
+        """Time ``population.backward`` in two halves: that of the operator, and that of the encoder after it."""
         encode, backward, grad = population.network.encode, population.backward, torch.autograd.grad
         features: list[Tensor] = []
 
@@ -374,11 +379,11 @@ class Phases:
 
 
 WARM = 2
-"""Calls at the start of a block that are not timed: they find the caches full of the other side's numbers."""
+"""So many calls at the start of a block are not timed: the caches are still full of the other side's numbers."""
 
 
 def block(call: Callable[[], Any], n: int) -> list[float]:
-    """Milliseconds of each of n calls in a row."""
+    """The milliseconds that each of n calls in a row takes."""
     times = []
     for _ in range(WARM + n):
         start = time.perf_counter()
@@ -388,9 +393,9 @@ def block(call: Callable[[], Any], n: int) -> list[float]:
 
 
 def measure(case: Case, rounds: int = 40, per_round: int = 8) -> dict[str, Any]:
-    """Milliseconds per update of both sides, in alternating blocks, and of ours by part (median over rounds).
+    """The milliseconds per update of both sides, in alternating blocks, and of our parts (medians over rounds).
 
-    `outside` is the share of ours that is neither the operator's forward call nor the encoders' forward and backward.
+    "outside" is the share of ours that is neither the operator's forward call nor the encoders' forward and backward.
     """
     errors = check(case)
     ours = make_learner(case)
@@ -431,7 +436,7 @@ def measure(case: Case, rounds: int = 40, per_round: int = 8) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):

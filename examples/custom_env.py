@@ -1,6 +1,6 @@
-"""Train on an environment of your own: ten lines of world, a Config, a Trainer.
+"""Train on an environment of your own: ten lines of world, a Config and a Trainer.
 
-The world shows a cue once and asks for it later; only an agent that remembers scores above 0.5.
+The world shows a cue once and asks for it later. Only an agent that remembers scores above 0.5.
 Run it: python examples/custom_env.py (a few seconds on one core).
 """
 
@@ -12,7 +12,7 @@ from townlet import Config, Trainer
 
 
 class Recall(gymnasium.Env):
-    """It shows a cue of +1 or -1, then nothing for three steps; the last action is right if it answers the cue."""
+    """It shows a cue of +1 or -1, then nothing for three steps. The last action is right if it answers the cue."""
 
     observation_space, action_space = Box(-1.0, 1.0, (2,), np.float32), Discrete(2)
 
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Train, evaluate, say what came of it."""
+    """Train, evaluate and print the result."""
     trainer = Trainer(Config(**SETTINGS))
     trainer.train()
     score = trainer.evaluate().returns.mean()

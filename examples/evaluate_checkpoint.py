@@ -1,7 +1,7 @@
-"""Load a run, evaluate it on unseen episodes with its memory and without, and ask whether it uses it.
+"""Load a run, evaluate its agents on unseen episodes with and without memory, and ask whether they use their memory.
 
-Run it: python examples/evaluate_checkpoint.py [RUN], where RUN is a run folder or a checkpoint. Without RUN it first
-trains the agent of custom_env.py into a temporary folder (a few seconds on one core).
+Run it: python examples/evaluate_checkpoint.py [RUN], where RUN is a run folder or a checkpoint. Without RUN the script
+first trains the agent of custom_env.py into a temporary folder (a few seconds on one core).
 """
 
 import sys
@@ -17,7 +17,7 @@ from townlet.report import Agent
 
 
 def evaluate(run: str | Path) -> str:
-    """Print the scores and the probe's sentence; returns its verdict."""
+    """Print the scores and the sentence of the memory probe; returns the probe's verdict."""
     agent = Agent.load(run)
     print(f"{agent.config.env} after {agent.env_steps:,} steps, {agent.config.members} member(s)")
     for memory in (True, False):
@@ -30,7 +30,7 @@ def evaluate(run: str | Path) -> str:
 
 
 def main() -> None:
-    """Evaluate the run that is given, or a small one."""
+    """Evaluate the given run, or train a small one and evaluate that."""
     if len(sys.argv) > 1:
         evaluate(sys.argv[1])
         return

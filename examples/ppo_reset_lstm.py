@@ -1,9 +1,9 @@
-"""`ResetLSTM` in somebody else's algorithm: a small PPO, written by hand, on a recall task.
+"""`ResetLSTM` in another algorithm: a small PPO, written by hand, on a recall task.
 
-A cue of +1 or -1 is shown at an episode's first step and asked for at its last, after 3 to 6 steps; a policy without
-memory is right half of the time. Rollouts of fixed length hold the ends and beginnings of episodes: `ResetLSTM` takes
-the `reset` flags and restarts its state inside the sequence, where `torch.nn.LSTM` would need a loop over steps.
-PPO: Schulman et al. 2017; generalised advantages: Schulman et al. 2016.
+A cue of +1 or -1 is shown at an episode's first step and asked for at its last, after 3 to 6 steps. A policy without
+memory is right half of the time. Rollouts of fixed length contain the ends and beginnings of episodes. `ResetLSTM`
+takes the `reset` flags and restarts its state inside the sequence, where `torch.nn.LSTM` would need a loop over steps.
+PPO is from Schulman et al. 2017, generalised advantages are from Schulman et al. 2016.
 Run it: python examples/ppo_reset_lstm.py (about ten seconds on one core).
 """
 
@@ -18,7 +18,10 @@ GAMMA, LAMBDA, CLIP, ENTROPY = 0.95, 0.95, 0.2, 0.01
 
 
 class RecallWorlds:
-    """Many recall tasks at once, as tensors. Observation [cue or 0, 1 at the last step], actions 0 and 1."""
+    """Many recall tasks at once, as tensors.
+
+    An observation is the cue (0 after the first step), and 1 at the last step. The actions are 0 and 1.
+    """
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         self.n, self.generator = n, generator
@@ -26,18 +29,18 @@ class RecallWorlds:
         self.begin(torch.ones(n, dtype=torch.bool))
 
     def begin(self, which: Tensor) -> None:
-        """Start new episodes."""
+        """Start new episodes where ``which`` ``[n]`` is true."""
         cue = 2.0 * torch.randint(2, (self.n,), generator=self.generator) - 1
         length = torch.randint(3, 7, (self.n,), generator=self.generator).float()
         self.cue, self.length = torch.where(which, cue, self.cue), torch.where(which, length, self.length)
         self.tick = torch.where(which, 0.0, self.tick)
 
     def observe(self) -> Tensor:
-        """[n, 2]."""
+        """The observations, ``[n, 2]``."""
         return torch.stack((self.cue * (self.tick == 0), (self.tick == self.length - 1).float()), dim=1)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward [n] and whether the episode is over [n]; those begin anew."""
+        """Take a step; returns the rewards ``[n]``, and whether the episodes are over ``[n]``. Those begin anew."""
         over = self.tick == self.length - 1
         reward = (over & (action == (self.cue > 0))).float()
         self.tick += 1
@@ -46,7 +49,7 @@ class RecallWorlds:
 
 
 class ActorCritic(nn.Module):
-    """ResetLSTM with a policy and a value on top."""
+    """A `ResetLSTM` with a policy and a value on top."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,13 +57,22 @@ class ActorCritic(nn.Module):
         self.policy, self.value = nn.Linear(32, 2), nn.Linear(32, 1)
 
     def forward(self, obs: Tensor, state: tuple[Tensor, Tensor], reset: Tensor) -> tuple[Categorical, Tensor, tuple]:
-        """obs [n, T, 2], state (h, c) each [n, H], reset [n, T] -> policy, value [n, T], state."""
+        """Run a sequence.
+
+        Args:
+            obs: the observations, ``[n, T, 2]``.
+            state: h and c before the first step, each ``[n, H]``.
+            reset: whether a step is the first of its episode, ``[n, T]``.
+
+        Returns:
+            The policy, the values ``[n, T]``, and the state after the last step.
+        """
         y, state = self.lstm(obs, state, reset)
         return Categorical(logits=self.policy(y)), self.value(y).squeeze(-1), state
 
 
 def main() -> None:
-    """Train; the share of right answers has to rise from chance to nearly all."""
+    """Train. The share of right answers has to rise from chance to nearly all."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     worlds, net = RecallWorlds(ENVS, torch.Generator().manual_seed(0)), ActorCritic()
@@ -92,7 +104,7 @@ def main() -> None:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
         for _ in range(EPOCHS):
-            policy, now, _ = net(obs, before, reset)  # the whole rollout in one call, resets inside
+            policy, now, _ = net(obs, before, reset)  # the whole rollout in one call, with resets inside
             ratio = (policy.log_prob(action) - log_p).exp()
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage).mean()
             loss = -gain + 0.5 * (now - aim).square().mean() - ENTROPY * policy.entropy().mean()

@@ -9,6 +9,10 @@ import sys
 import pytest
 
 import townlet
+import townlet.agent
+import townlet.evaluate
+import townlet.memory
+import townlet.report
 
 
 def imported(code: str, **environment: str) -> str:
@@ -58,3 +62,29 @@ def test_torch_is_imported_where_a_command_needs_it_and_not_before() -> None:
 
 def test_dir_shows_the_public_names_before_they_are_loaded() -> None:
     assert set(townlet.__all__) <= set(dir(townlet))
+
+
+def test_the_public_addresses_lead_to_the_same_things() -> None:
+    from townlet.evaluation import agent, memory, play, table
+    from townlet.training import finish
+
+    assert townlet.agent.Agent is townlet.report.Agent is agent.Agent
+    assert (townlet.report.compare, townlet.report.finish) == (table.compare, finish.finish)
+    assert (townlet.memory.probe, townlet.memory.MemoryProbe) == (memory.probe, memory.MemoryProbe)
+    assert (townlet.evaluate.evaluate, townlet.evaluate.GreedyActor) == (play.evaluate, play.GreedyActor)
+    for face in (townlet.agent, townlet.evaluate, townlet.memory, townlet.report):
+        assert all(hasattr(face, name) for name in face.__all__)
+
+
+@pytest.mark.parametrize("module", ["evaluate", "agent", "memory"])
+def test_evaluation_brings_no_training_along(module: str) -> None:
+    code = f"import sys, townlet.{module}; print(*(n for n in sys.modules if n.startswith('townlet.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert f"townlet.{module}" in loaded
+    assert not {
+        "townlet.training.trainer",
+        "townlet.learning.learner",
+        "townlet.reports.plots",
+        "townlet.reports.html.run",
+        "townlet.training.pbt",
+    } & set(loaded)

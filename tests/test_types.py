@@ -6,11 +6,11 @@ import ast
 import inspect
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import public_api
 import pytest
+from paths import HELPERS, ROOT
 from worlds import tiny
 
 import townlet
@@ -19,8 +19,7 @@ import townlet.nn
 import townlet.ops
 from townlet import _C
 
-ROOT = Path(__file__).resolve().parents[1]
-USED = ast.parse((ROOT / "tests" / "public_api.py").read_text(encoding="utf-8"))
+USED = ast.parse((HELPERS / "public_api.py").read_text(encoding="utf-8"))
 STUB = ast.parse((ROOT / "townlet" / "_C.pyi").read_text(encoding="utf-8"))
 
 
@@ -44,7 +43,7 @@ def test_it_uses_every_public_name(module: Any) -> None:
 def test_mypy_reads_it_strictly_and_others_read_our_types() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
     assert settings["strict"] is True
-    assert "tests/public_api.py" in settings["files"]
+    assert "tests/helpers/public_api.py" in settings["files"]
     assert (ROOT / "townlet" / "py.typed").exists()  # in the wheel with the rest of the package
 
 

@@ -116,6 +116,33 @@ def plan_in_words(where: torch.device | str, H: int, dtype: str) -> str:
     return plan
 
 
+def form_refused(
+    where: torch.device, P: int, B: int, T: int, H: int, *, bf16: bool = False, chains: int = 1, gradients: bool = True
+) -> str:
+    """Why the form that TOWNLET_CUDA_UNROLL asks for cannot run a problem; "" where it can, or where none is asked for.
+
+    Args:
+        where: the device; the variable concerns CUDA devices alone.
+        P, B, T, H: members, sequences, time steps and LSTM units.
+        bf16: whether the operands are bfloat16.
+        chains: networks that are unrolled at the same time: 2 with a target network.
+        gradients: whether the pass back through time runs too.
+    """
+    import torch
+
+    from . import _native as _native  # loads the library that knows the plans
+
+    if where.type != "cuda" or not os.environ.get("TOWNLET_CUDA_UNROLL"):
+        return ""
+    passes = [(chains, False), (1, True)] if gradients else [(chains, False)]
+    try:
+        for together, backward in passes:
+            torch.ops.townlet.unroll_plan(where.index or 0, P, B, T, H, bf16, together, backward)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "none"

@@ -1,7 +1,11 @@
 """The ``townlet`` command; each of its commands is a module of ``townlet.commands``.
 
-Exit codes: 0 done; 1 ``doctor`` or ``bench`` found a wrong result; 2 what was asked for is wrong (message, no
-traceback); 128 + n stopped by signal n after saving (130 for Ctrl-C, 143 for SIGTERM).
+Exit codes:
+
+- 0: the command is done.
+- 1: ``doctor`` or ``bench`` found a wrong result.
+- 2: the request cannot be met. A message says why, without a traceback.
+- 128 + n: signal n stopped the command after it had saved (130 for Ctrl-C, 143 for SIGTERM).
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ from .commands import bench, compare, doctor, eval, export, memory, presets, rep
 from .support.signals import sigterm_unwinds
 
 COMMANDS = (train, presets, eval, memory, report, compare, watch, export, serve, bench, doctor)
-"""In the order of ``townlet --help``."""
+"""The commands in the order of ``townlet --help``."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(prog="townlet", description="Populations of recurrent Q-learning agents.")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    """The parser of the whole command line."""
+    about = "Train populations of recurrent Q-learning agents, evaluate them and look at them."
+    parser = argparse.ArgumentParser(prog="townlet", description=about)
+    parser.add_argument("--debug", action="store_true", help="show the traceback when a command fails")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
@@ -29,7 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = build_parser().parse_args(argv)
     try:
         with sigterm_unwinds():
@@ -38,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone away
             return 0
         print(f"townlet {arguments.command}: error: {error}", file=sys.stderr)
         return 2

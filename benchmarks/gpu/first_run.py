@@ -5,7 +5,7 @@ python benchmarks/gpu/first_run.py --rehearse       without a card: the same ste
 
 The steps come in the order of their worth. Each has its own time limit, and one that fails or hangs does not stop the
 others. The folder that --out names then holds summary.md, which can be pasted into a report, the output of each step,
-and results.tar.gz with all of it. The settings of the card stay as they are. docs/cuda.md says more.
+and results.tar.gz with all of it. The settings of the card stay as they are. docs/guides/gpu.md says more.
 """
 
 from __future__ import annotations
@@ -106,6 +106,15 @@ def kernels() -> tuple[str, Path | None]:
     return (str(beside), ROOT) if beside.exists() else ("", ROOT)
 
 
+def newer_source(library: Path) -> str:
+    """The youngest source of the compiled libraries, where it is younger than `library`; else ""."""
+    code = {".cpp", ".h", ".cu", ".cuh", ".inl", ".c"}
+    sources = [file for file in (ROOT / "csrc").rglob("*") if file.suffix in code]
+    youngest = max([*sources, ROOT / "CMakeLists.txt"], key=lambda file: file.stat().st_mtime)
+    newer = youngest.stat().st_mtime > library.stat().st_mtime
+    return youngest.relative_to(ROOT).as_posix() if newer else ""
+
+
 def build_command(arch: int) -> Command:
     """Configures and builds all of townlet's libraries for one architecture, beside the source.
 
@@ -155,7 +164,7 @@ def version(package: str) -> str:
 
 def gpu_tests() -> list[str]:
     """The test files that hold tests marked `cuda`, so that no others have to be imported."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if "mark.cuda" in file.read_text(encoding="utf-8")]
 
 
@@ -246,6 +255,7 @@ class Run:
         self.lacking: dict[str, str] = {}
         self.facts: dict[str, str] = {}
         self.kernels = ""
+        self.tree: Path | None = None
         self.runner = Runner(out, limit, after=self.write_summary)
 
     def all(self) -> int:
@@ -257,9 +267,12 @@ class Run:
             self.steps(before_torch())
             self.finish_build(built)
             self.steps(with_torch(self.out))
+        except (KeyboardInterrupt, SystemExit):
+            self.facts["ended early"] = "the run was told to end; a step that is not in the table did not begin"
+            raise
         finally:
-            if built is not None:
-                self.runner.end(built)
+            if built is not None and all(result.name != built.name for result in self.runner.results):
+                self.runner.interrupt(built)
             self.describe_end()
             self.pack()
         return 1 if any(r.rc not in (0, None) for r in self.runner.results) else 0
@@ -280,8 +293,8 @@ class Run:
             "begun": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         }
         site = unpack(self.carried)
-        self.kernels, tree = kernels()
-        paths = [str(path) for path in (tree, site) if path] + os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        self.kernels, self.tree = kernels()
+        paths = [str(path) for path in (self.tree, site) if path] + os.environ.get("PYTHONPATH", "").split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         os.environ |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if self.arch < programs.CLUSTERS:
@@ -305,15 +318,23 @@ class Run:
         self.write_summary()
 
     def start_build(self) -> Background | None:
-        """Begin to build the kernels where there are none."""
-        if self.kernels:
-            self.facts["kernels"] = "they were there already"
+        """Begin to build the kernels where there are none, or where those in the source tree are older than it.
+
+        An installed townlet is left as it is, and so are kernels that cannot be built anew; the summary says how old
+        they are.
+        """
+        newer = newer_source(Path(self.kernels)) if self.kernels else ""
+        if self.kernels and (self.tree is None or not newer):
+            self.facts["kernels"] = "they were there already" + (f", and are older than {newer}" if newer else "")
             return None
-        self.facts["kernels"] = "built by this run"
+        self.facts["kernels"] = f"built anew by this run: {newer} was newer" if newer else "built by this run"
         try:
             command = build_command(self.arch)
         except (ValueError, OSError, subprocess.CalledProcessError) as error:
-            self.lacking["kernels"] = str(error)
+            if newer:
+                self.facts["kernels"] = f"they were there already, are older than {newer}, and were not built anew"
+            else:
+                self.lacking["kernels"] = str(error)
             self.runner.leave_out("build", str(error))
             return None
         return self.runner.background("build", command)

@@ -77,7 +77,7 @@ def known_to(nvcc: str = "nvcc") -> list[int]:
 
 def kernel_sources() -> list[Path]:
     """The recurrent kernels, without torch."""
-    return [*sorted(CUDA.glob("resident*.cu")), CUDA / "step.cu"]
+    return [CUDA / "resident.cpp", *sorted(CUDA.glob("resident_*.cu")), CUDA / "step.cu"]
 
 
 def compile_for(folder: Path, arch: int, nvcc: str = "nvcc") -> None:
@@ -109,7 +109,7 @@ def build(folder: Path, programs: dict[str, list[Path]], compile_: Sequence[str]
         subprocess.run(words, check=True)
 
     def compiled(source: Path) -> Path:
-        into = objects / f"{source.stem}.o"
+        into = objects / f"{source.name}.o"
         run([*compile_, "-c", source, "-o", into])
         return into
 

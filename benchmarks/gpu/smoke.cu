@@ -6,8 +6,8 @@
 //   smoke time           microseconds per time step of every form that fits, and of a launch
 //
 // programs.py compiles it, for a card or, with the shim of tests/emu, for the CPU, where only `check` is there. A form
-// is a way to cut w_hh over blocks (csrc/cuda/resident_plan.h); the package picks one of them for a size and a card
-// (csrc/cuda/plan.h), and here all of them run that the card can hold.
+// is a way to cut w_hh over blocks, named as TOWNLET_CUDA_UNROLL names it (csrc/cuda/form.h). The package picks one for
+// a size and a card (csrc/cuda/plan.h); here every form of csrc/cuda/forms.inl runs that the card can hold.
 //
 // Exit codes: 0, 1 where a result is wrong, 2 where a kernel's failure has ended the CUDA context, 3 where the card
 // cannot be used, 4 for wrong arguments.
@@ -20,9 +20,12 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "form.h"
 #include "plan.h"
 #include "resident.h"
 #include "resident_plan.h"
@@ -38,12 +41,6 @@ namespace {
 
 // ---- the card, or the host in its place ----------------------------------------------------------------------------
 
-struct Card {
-  int arch = 90, sms = 132;    // on the host: an H100's, so that the same forms run
-  int64_t shared = 227 << 10;  // bytes that one block can have
-  bool clusters() const { return arch >= 90; }
-};
-
 #ifdef TOWNLET_EMU
 
 void* device_alloc(size_t bytes) { return std::malloc(std::max<size_t>(bytes, 1)); }
@@ -54,10 +51,9 @@ void fill(void* p, int byte, size_t bytes) { std::memset(p, byte, bytes); }
 int settle() { return 0; }
 const char* text(int error) { return error ? "error" : "ok"; }
 bool context_lost() { return false; }
-int clusters_held(int, int, int64_t) { return std::numeric_limits<int>::max(); }
-Card card() {
+Gpu card() {
   std::printf("the host shim in place of a card\n");
-  return {};
+  return {90, 132, resident_groups_at_once};  // an H100's numbers, so that the same forms run
 }
 
 #else
@@ -90,7 +86,7 @@ bool context_lost() {  // a launch that was refused leaves the context alone, a 
 // Does nothing. Where a cluster of blocks with much shared memory can lie does not depend on what they compute.
 __global__ void placeholder() {}
 
-Card card() {
+Gpu card() {
   cudaDeviceProp found;
   must(cudaGetDeviceProperties(&found, 0), "the card");
   int clock = 0;
@@ -99,7 +95,7 @@ Card card() {
   must(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&placeholder)), "a kernel for this card");
   std::printf("%s, sm_%d%d, %d SMs, at most %d MHz, %zu bytes of shared memory for a block\n", found.name, found.major,
               found.minor, found.multiProcessorCount, clock / 1000, found.sharedMemPerBlockOptin);
-  return {found.major * 10 + found.minor, found.multiProcessorCount, int64_t(found.sharedMemPerBlockOptin)};
+  return {found.major * 10 + found.minor, found.multiProcessorCount, resident_groups_at_once};
 }
 
 // How many clusters of `blocks` blocks with that much dynamic shared memory each run at once; 0 where none does.
@@ -129,54 +125,25 @@ int clusters_held(int blocks, int threads, int64_t shared) {
 
 // ---- forms ---------------------------------------------------------------------------------------------------------
 
-struct Form {
-  Exchange exchange;
-  int blocks, rows;  // blocks 0: a launch per time step (step.cu), which takes any size
-
-  Resident resident(const Size& n, bool bf16) const { return Resident::of(exchange, n.H, blocks, rows, bf16); }
+const char* const kForms[] = {
+#include "forms.inl"
 };
-const Form kStep{Exchange::kSingle, 0, 0};
 
-std::vector<Form> forms(std::initializer_list<int> grids) {
-  std::vector<Form> all{kStep};
-  for (int rows : {16, 32}) {
-    all.push_back({Exchange::kSingle, 1, rows});
-    for (int blocks : {2, 4, 8, 16}) all.push_back({Exchange::kCluster, blocks, rows});
-    for (int blocks : grids) all.push_back({Exchange::kGrid, blocks, rows});
+// How a form runs at this size; nothing where the card cannot run it, and TOWNLET_CUDA_UNROLL would be refused.
+std::optional<Plan> plan_of(const Form& form, const Gpu& gpu, const UnrollSizes& n) {
+  try {
+    return plan_form(form, gpu, n);
+  } catch (const std::runtime_error&) {
+    return std::nullopt;
   }
-  return all;
 }
+std::string name(const std::string& form, bool bf16) { return (bf16 ? "bf16 " : "fp32 ") + form; }
 
-std::string name(const Form& form, bool bf16) {
-  const std::string precision = bf16 ? "bf16" : "fp32";
-  if (form.blocks == 0) return precision + " step";
-  const char* const how = form.exchange == Exchange::kSingle    ? " single "
-                          : form.exchange == Exchange::kCluster ? " cluster "
-                                                                : " grid ";
-  return precision + how + std::to_string(form.blocks) + " x " + std::to_string(form.rows) + " rows";
+int forward(const Plan& plan, const UnrollForward& a, void* scratch) {
+  return plan.resident ? resident_unroll_forward(plan.how, a, scratch, nullptr) : step_forward(a, nullptr);
 }
-
-// Whether the card can run a form at this size.
-bool fits(const Form& form, const Size& n, bool bf16, bool backward, int chains, const Card& card) {
-  if (form.blocks == 0) return true;
-  const Resident s = form.resident(n, bf16);
-  const int64_t shared = backward ? s.backward_shared() : s.forward_shared();
-  if (s.units > max_units(s.rows) || shared > card.shared) return false;
-  if (s.units * (s.blocks - 1) >= n.H) return false;  // a block would own no unit
-  if (form.exchange == Exchange::kGrid) return s.groups(n.P, n.B, chains) * s.blocks <= card.sms;
-  if (form.exchange == Exchange::kCluster) return card.clusters() && clusters_held(s.blocks, s.threads(), shared) > 0;
-  return true;
-}
-
-int forward(const Form& form, const UnrollForward& a, void* scratch) {
-  if (form.blocks == 0) return step_forward(a, nullptr);
-  const Resident s = Resident::of(form.exchange, a.H, form.blocks, form.rows, a.bf16);
-  return resident_unroll_forward(s, a, scratch, nullptr);
-}
-int backward(const Form& form, const UnrollBackward& a, void* scratch) {
-  if (form.blocks == 0) return step_backward(a, nullptr);
-  const Resident s = Resident::of(form.exchange, a.H, form.blocks, form.rows, a.bf16);
-  return resident_unroll_backward(s, a, scratch, nullptr);
+int backward(const Plan& plan, const UnrollBackward& a, void* scratch) {
+  return plan.resident ? resident_unroll_backward(plan.how, a, scratch, nullptr) : step_backward(a, nullptr);
 }
 
 // ---- arrays on the card --------------------------------------------------------------------------------------------
@@ -239,10 +206,11 @@ struct Network {
   }
 };
 
-int64_t scratch_bytes(const Form& form, const Size& n, bool bf16) {
-  if (form.blocks == 0) return 0;
-  const Resident s = form.resident(n, bf16);
-  return std::max(s.forward_scratch(s.groups(n.P, n.B, 2)), s.backward_scratch(s.groups(n.P, n.B, 1)));
+int64_t scratch_bytes(const std::optional<Plan>& up, const std::optional<Plan>& back, const Size& n) {
+  int64_t bytes = 0;
+  if (up && up->resident) bytes = up->how.forward_scratch(up->how.groups(n.P, n.B, 2));
+  if (back && back->resident) bytes = std::max(bytes, back->how.backward_scratch(back->how.groups(n.P, n.B, 1)));
+  return bytes;
 }
 
 // ---- check ---------------------------------------------------------------------------------------------------------
@@ -283,14 +251,14 @@ struct Checked {
 
 // One form at one size: the pass forward of two networks at once, and the pass back of the online one. Where only the
 // pass back fits, the step kernel goes forward.
-Checked run(const Form& form, const Size& n, bool bf16, bool can_forward, bool can_backward, const Inputs& online_in,
-            const Inputs& target_in, const Expected& online_out, const Expected& target_out) {
+Checked run(const std::optional<Plan>& up_plan, const std::optional<Plan>& back_plan, const Size& n, bool bf16,
+            const Inputs& online_in, const Inputs& target_in, const Expected& online_out, const Expected& target_out) {
   const Network online(online_in, n, bf16), target(target_in, n, bf16);
-  Array scratch(scratch_bytes(form, n, bf16));
+  Array scratch(scratch_bytes(up_plan, back_plan, n));
   UnrollForward up{n.P, n.B, n.T, n.H, bf16, 2, {}};
   up.chain[0] = online.chain(online.gx.floats());
   up.chain[1] = target.chain(nullptr);
-  Checked result{forward(can_forward ? form : kStep, up, scratch.get()), 0, 0};
+  Checked result{forward(up_plan.value_or(Plan{false, {}}), up, scratch.get()), 0, 0};
   if (result.code == 0) result.code = settle();
   if (result.code != 0) return result;
   result.forward =
@@ -298,9 +266,9 @@ Checked run(const Form& form, const Size& n, bool bf16, bool can_forward, bool c
                 error_of(online.gx, online_out.gates), error_of(online.h_final, online_out.h_final),
                 error_of(online.c_final, online_out.c_final), error_of(target.y, target_out.y),
                 error_of(target.h_final, target_out.h_final), error_of(target.c_final, target_out.c_final)});
-  if (!can_backward) return result;
+  if (!back_plan) return result;
   scratch.spoil();
-  result.code = backward(form, online.back(n, bf16), scratch.get());
+  result.code = backward(*back_plan, online.back(n, bf16), scratch.get());
   if (result.code == 0) result.code = settle();
   if (result.code != 0) return result;
   result.backward = worst_of({error_of(online.gx, online_out.dgates), error_of(online.dh0, online_out.dh0),
@@ -308,7 +276,7 @@ Checked run(const Form& form, const Size& n, bool bf16, bool can_forward, bool c
   return result;
 }
 
-int check(bool tiny, const Card& card) {
+int check(bool tiny, const Gpu& gpu) {
   std::vector<Size> sizes{{2, 19, 3, 40, 1, true}};
   if (!tiny)
     sizes = {{2, 19, 5, 40, 2, true},  {1, 35, 4, 70, 0, true}, {1, 17, 3, 130, 0, true},
@@ -320,14 +288,16 @@ int check(bool tiny, const Card& card) {
       Inputs target = smoke::draw(n, 2);
       target.reset = online.reset;
       const Expected online_out = smoke::expected(online, n, bf16), target_out = smoke::expected(target, n, bf16);
-      for (const Form& form : forms({2, 3, 5, 22})) {
-        const bool up = fits(form, n, bf16, false, 2, card), back = fits(form, n, bf16, true, 1, card);
+      for (const char* const form : kForms) {
+        const auto up = plan_of(read_form(form), gpu, {n.P, n.B, n.T, n.H, bf16, 2, false});
+        const auto back = plan_of(read_form(form), gpu, {n.P, n.B, n.T, n.H, bf16, 1, true});
         if (!up && !back) continue;
-        const Checked result = run(form, n, bf16, up, back, online, target, online_out, target_out);
-        const bool right = result.right(bf16);
+        const Checked result = run(up, back, n, bf16, online, target, online_out, target_out);
+        const bool named = (!up || form_of(*up) == form) && (!back || form_of(*back) == form);
+        const bool right = result.right(bf16) && named;
         ++ran;
         wrong += !right;
-        std::printf("%s P=%lld B=%-2lld T=%lld H=%-3lld %-26s forward%s %.1e, backward%s %.1e %s\n",
+        std::printf("%s P=%lld B=%-2lld T=%lld H=%-3lld %-18s forward%s %.1e, backward%s %.1e %s\n",
                     right ? "ok   " : "WRONG", (long long)n.P, (long long)n.B, (long long)n.T, (long long)n.H,
                     name(form, bf16).c_str(), up ? "" : " (step)", result.forward, back ? "" : " (none)",
                     result.backward, result.code ? text(result.code) : "");
@@ -346,14 +316,14 @@ int check(bool tiny, const Card& card) {
 
 // ---- clusters and times --------------------------------------------------------------------------------------------
 
-int clusters(const Card& card) {
-  if (!card.clusters()) {
-    std::printf("there are no clusters on sm_%d: they begin with sm_90\n", card.arch);
+int clusters(const Gpu& gpu) {
+  if (gpu.arch < 90) {
+    std::printf("there are no clusters on sm_%d: they begin with sm_90\n", gpu.arch);
     return 0;
   }
   std::printf("clusters held at once (and their SMs), by blocks of a cluster and shared memory of a block\n");
   for (int kib : {64, 99, 110, 166, 200, 227}) {
-    if (int64_t(kib) << 10 > card.shared) break;
+    if (int64_t(kib) << 10 > shared_limit(gpu.arch)) break;
     std::printf("%3d KiB:", kib);
     for (int blocks : {1, 2, 4, 8, 12, 16}) {
       const int held = clusters_held(blocks, 128, int64_t(kib) << 10);
@@ -394,25 +364,35 @@ struct Line {
       : step((of_long - of_short) / double(T_long - T_short)), fixed(of_short - double(T_short) * step) {}
 };
 
-int times(const Card& card) {
+// Every form that is checked, and what the package chooses where that is another one.
+std::vector<std::string> timed(const Plan& up, const Plan& back) {
+  std::vector<std::string> all(std::begin(kForms), std::end(kForms));
+  for (const Plan& plan : {up, back}) {
+    const std::string chosen = form_of(plan);
+    if (std::find(all.begin(), all.end(), chosen) == all.end()) all.push_back(chosen);
+  }
+  return all;
+}
+
+int times(const Gpu& gpu) {
   constexpr int64_t kLong = 81, kShort = 21;
   std::printf("B = 64; us a step and us of a launch beside its steps, from T = 81 and T = 21; forward: two networks\n");
-  std::printf("%4s %3s %-26s %12s %10s %12s %10s\n", "H", "P", "form", "forward/step", "launch", "back/step", "launch");
+  std::printf("%4s %3s %-18s %12s %10s %12s %10s\n", "H", "P", "form", "forward/step", "launch", "back/step", "launch");
   for (int64_t P : {1, 8})
     for (int64_t H : {128, 256, 512})
       for (bool bf16 : {true, false}) {
         const Size full{P, 64, kLong, H, 0, false};
-        const Gpu gpu{card.arch, card.sms};
         const Plan up_plan = plan_unroll(gpu, {P, full.B, full.T, H, bf16, 2, false});
         const Plan back_plan = plan_unroll(gpu, {P, full.B, full.T, H, bf16, 1, true});
         std::printf("     the package's choice for H=%lld P=%lld %s: forward %s; backward %s\n", (long long)H,
                     (long long)P, bf16 ? "bf16" : "fp32", describe(up_plan).c_str(), describe(back_plan).c_str());
         const Inputs in = smoke::draw(full, 3);
         const Network online(in, full, bf16), target(in, full, bf16);
-        for (const Form& form : forms({4, 8, 16, 22, 32})) {
-          const bool up = fits(form, full, bf16, false, 2, card), back = fits(form, full, bf16, true, 1, card);
+        for (const std::string& form : timed(up_plan, back_plan)) {
+          const auto up = plan_of(read_form(form), gpu, {P, full.B, full.T, H, bf16, 2, false});
+          const auto back = plan_of(read_form(form), gpu, {P, full.B, full.T, H, bf16, 1, true});
           if (!up && !back) continue;
-          Array scratch(scratch_bytes(form, full, bf16));
+          Array scratch(scratch_bytes(up, back, full));
           double spent[2][2] = {{NAN, NAN}, {NAN, NAN}};  // forward, backward; long, short
           for (int which = 0; which < 2; ++which) {
             Size n = full;
@@ -423,13 +403,13 @@ int times(const Card& card) {
             forward_of.chain[1] = target.chain(nullptr);
             forward_of.chain[1].gx = online.gx.floats();
             const UnrollBackward backward_of = online.back(n, bf16);
-            const int repeats = form.blocks == 0 ? 3 : 10;
-            if (up) spent[0][which] = microseconds([&] { return forward(form, forward_of, scratch.get()); }, repeats);
+            const int repeats = form == "step" ? 3 : 10;
+            if (up) spent[0][which] = microseconds([&] { return forward(*up, forward_of, scratch.get()); }, repeats);
             if (back)
-              spent[1][which] = microseconds([&] { return backward(form, backward_of, scratch.get()); }, repeats);
+              spent[1][which] = microseconds([&] { return backward(*back, backward_of, scratch.get()); }, repeats);
           }
           const Line ahead(spent[0][0], spent[0][1], kLong, kShort), behind(spent[1][0], spent[1][1], kLong, kShort);
-          std::printf("%4lld %3lld %-26s %12.2f %10.1f %12.2f %10.1f\n", (long long)H, (long long)P,
+          std::printf("%4lld %3lld %-18s %12.2f %10.1f %12.2f %10.1f\n", (long long)H, (long long)P,
                       name(form, bf16).c_str(), ahead.step, ahead.fixed, behind.step, behind.fixed);
           std::fflush(stdout);
           if (const int error = settle()) {
@@ -448,7 +428,7 @@ int times(const Card& card) {
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "check";
   const bool tiny = argc > 2 && std::string(argv[2]) == "tiny";
-  const Card found = card();
+  const Gpu found = card();
   if (what == "check") return check(tiny, found);
   if (what == "card") return 0;
 #ifndef TOWNLET_EMU

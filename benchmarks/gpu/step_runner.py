@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-OUT_OF_TIME, NOT_FOUND = 124, 127
-"""Exit codes of a step that was killed for its time, and of one whose program is not there; a shell uses the same."""
+OUT_OF_TIME, NOT_FOUND, INTERRUPTED = 124, 127, 143
+"""Exit codes of a step that was killed for its time, of one whose program is not there, and of one that was killed
+because the run itself was told to end; a shell uses the same."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Result:
         """One or two words for a table."""
         if self.rc is None:
             return "left out"
-        return {0: "ok", OUT_OF_TIME: "out of time"}.get(self.rc, f"rc {self.rc}")
+        words = {0: "ok", OUT_OF_TIME: "out of time", INTERRUPTED: "interrupted"}
+        return words.get(self.rc, f"rc {self.rc}")
 
 
 @dataclass
@@ -135,14 +137,19 @@ class Runner:
         return Background(name, process, output, time.monotonic())
 
     def wait_for(self, background: Background, seconds: float, *, note: str = "", tail: int = 25) -> Result:
-        """Wait for at most `seconds`, kill what is still running then, and keep the result."""
+        """Wait for at most `seconds`, kill what is still running then, and keep the result.
+
+        Where this process is told to end meanwhile, the step is killed too, and its result says so.
+        """
         try:
             rc = background.process.wait(max(0.0, min(seconds, self.left())))
         except subprocess.TimeoutExpired:
             rc = OUT_OF_TIME
             note = "; ".join(filter(None, [note, f"killed after {time.monotonic() - background.begun:.0f} s"]))
-        finally:  # whatever it has left behind as well, and also where this process itself is told to end
-            self.end(background)
+        except BaseException:
+            self.interrupt(background, note)
+            raise
+        self.end(background)  # whatever it has left behind as well
         return self._done(Result(background.name, rc, time.monotonic() - background.begun, note), tail)
 
     def end(self, background: Background) -> None:
@@ -157,6 +164,12 @@ class Runner:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         background.output.close()
+
+    def interrupt(self, background: Background, note: str = "") -> Result:
+        """Kill the process because the run ends before its time, and keep that as its result."""
+        self.end(background)
+        said = "; ".join(filter(None, [note, "killed: the run was told to end"]))
+        return self._done(Result(background.name, INTERRUPTED, time.monotonic() - background.begun, said), 0)
 
     def leave_out(self, name: str, why: str) -> Result:
         """Note that a step does not run, and why."""

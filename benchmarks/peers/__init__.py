@@ -1,6 +1,6 @@
-"""What else a user might run, beyond plain PyTorch (townlet/bench/peers.py). Some need packages that are not torch.
+"""What else a user might run, besides plain PyTorch (townlet/bench/peers.py). Some of it needs further packages.
 
-`optional(name)` gives a peer's module, or None and a reason where its package is not installed.
+`optional(name)` gives a peer's module, or None and a reason where the package that it needs is not installed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from types import ModuleType
 
 
 def optional(name: str) -> tuple[ModuleType | None, str]:
-    """(module peers.<name>, "") or (None, why not)."""
+    """Import the peer called ``name``.
+
+    Returns:
+        The module and "", or None and why it cannot be imported.
+    """
     try:
         return importlib.import_module(f"peers.{name}"), ""
     except ImportError as error:

@@ -9,6 +9,6 @@ from townlet.bench.problem import Problem
 
 
 def update(problem: Problem) -> Update:
-    """`nn_lstm` with its loss compiled; compilation happens at the first call."""
-    torch.compiler.reset()  # what was compiled for another shape would make this one "dynamic"
+    """The update of `nn_lstm` with its loss compiled. The first call compiles it."""
+    torch.compiler.reset()  # code compiled for another shape would make this shape "dynamic"
     return nn_lstm(problem, loss=torch.compile(module_loss, dynamic=False))

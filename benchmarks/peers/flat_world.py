@@ -1,4 +1,4 @@
-"""POPGym worlds as the peers see them: the rows that ours see (`townlet.envs`), one environment each."""
+"""POPGym worlds as the peers see them: with the observations that our agents get, one environment at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from gymnasium.wrappers import DtypeObservation, FlattenObservation, TransformRe
 
 
 def make(env_id: str, reward_scale: float = 1.0) -> gymnasium.Env:
-    """`env_id` with a flat float32 observation (one-hot where it is discrete) and its rewards times `reward_scale`."""
+    """A world with flat float32 observations (one-hot where they are discrete) and scaled rewards.
+
+    Args:
+        env_id: the Gymnasium id of the world.
+        reward_scale: the factor on its rewards.
+    """
     env = DtypeObservation(FlattenObservation(gymnasium.make(env_id, disable_env_checker=True)), np.float32)
     return TransformReward(env, lambda reward: reward_scale * float(reward))

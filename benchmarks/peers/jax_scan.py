@@ -1,6 +1,6 @@
 """Peer (f): the update in JAX, a jitted lax.scan over time with value_and_grad.
 
-One thread: the flags below are read when jax is first imported, and the harness pins the process.
+It runs on one thread. jax reads the flags below when it is first imported, and the harness pins the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from townlet.bench.problem import Problem
 
 
 def _unroll(params, x, h, c):
-    """x [S+1, B, D] -> Q [S+1, B, A]; the input products of all steps in one."""
+    """Q-values ``[S + 1, B, A]`` from x ``[S + 1, B, D]``. The inputs of all steps are projected in one product."""
     w_ih, w_hh, bias, w_q, b_q = params
     projected = jnp.einsum("tbd,gd->tbg", x, w_ih) + bias
 
@@ -47,7 +47,7 @@ _step = jax.jit(jax.value_and_grad(_loss))
 
 
 def update(problem: Problem) -> Update:
-    """The update of a problem of one member; waits for the results."""
+    """The update of a problem of one member. The call waits for the results."""
     i = Inputs(problem)
 
     def network(params):
@@ -58,6 +58,6 @@ def update(problem: Problem) -> Update:
 
     def run():
         loss, gradients = jax.block_until_ready(_step(*arguments))
-        return [torch.from_dlpack(v).unsqueeze(0) for v in (loss, *gradients)]  # no copy
+        return [torch.from_dlpack(v).unsqueeze(0) for v in (loss, *gradients)]  # without a copy
 
     return run

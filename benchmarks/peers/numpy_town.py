@@ -1,9 +1,9 @@
-"""The Town as a careful NumPy user would write it: arrays over E environments, no loop over them.
+"""The Town as a careful NumPy user would write it: arrays over E environments, without a loop over them.
 
-The rules' numbers come from the package's tables; the dynamics (docs/guides/town.md) are written again, and `check`
-holds them against the C++ simulator step by step. Windows only (partial=True), interactions over several ticks
-(temporal=True), random layouts. Episodes are drawn from NumPy's generator, so the maps differ from the simulator's for
-the same seed.
+The numbers of the rules come from the package's tables. The dynamics (docs/guides/town.md) are written anew, and
+`check` compares them with the C++ simulator step by step. It supports only windows (partial=True), interactions over
+several ticks (temporal=True) and random layouts. Episodes are drawn from NumPy's generator, so the maps differ from the
+simulator's for the same seed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ INTERACT, WAIT = ACTIONS.index("interact"), ACTIONS.index("wait")
 
 
 def _effects(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Effects of `tick` or `complete`: meters [KINDS, 7] and cents [KINDS]."""
+    """The effects of "tick" or "complete": on the meters ``[KINDS, 7]``, and in cents ``[KINDS]``."""
     meters = np.array([[b[part][name] for name in NAMES] for b in BUILDINGS])
     return meters, np.array([b[part]["cents"] for b in BUILDINGS])
 
 
 class NumpyTown:
-    """E Towns with NEXT_STEP autoreset: `reset()` and `step(actions)` -> (obs, reward, terminated, truncated, legal).
+    """E Towns with NEXT_STEP autoreset.
 
-    obs float32 [E, obs_size], reward float64 [E], terminated and truncated bool [E], legal bool [E, 6].
+    ``reset()`` returns obs and legal, ``step(actions)`` returns obs, reward, terminated, truncated and legal: obs
+    float32 ``[E, obs_size]``, reward float64 ``[E]``, terminated and truncated bool ``[E]``, legal bool ``[E, 6]``.
     """
 
     def __init__(self, num_envs: int, *, seed: int = 0, **arguments: Any):
         args = TownArgs(**arguments)
         if not (args.partial and args.temporal and args.layout == "random"):
-            raise ValueError("NumpyTown: expected partial, temporal and a random layout")
+            raise ValueError(f"arguments are {arguments}; expected partial, temporal and a random layout")
         self.args, self.E = args, num_envs
         self.random = np.random.default_rng(seed)
         self.size, self.radius = args.size, args.radius_used
@@ -74,12 +75,12 @@ class NumpyTown:
         self.done = np.ones(E, bool)
 
     def reset(self) -> tuple[np.ndarray, np.ndarray]:
-        """A new episode everywhere: obs, legal."""
+        """Begin a new episode in every environment; returns obs and legal."""
         self._begin(self.row)
         return self._observe()
 
     def _at(self) -> np.ndarray:
-        """Where each agent stands in its row of `map`."""
+        """The index of each agent's cell in its row of ``map``."""
         return (self.y + self.radius) * self.pitch + self.x + self.radius
 
     def _begin(self, e: np.ndarray) -> None:
@@ -106,7 +107,7 @@ class NumpyTown:
         self.done[e] = False
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One tick of every environment; one whose episode is over begins the next instead."""
+        """Take one tick in every environment. Where the episode is over, the next one begins instead."""
         fresh = self.done.copy()
         m = self.meters
         # 1. the action
@@ -195,19 +196,23 @@ class NumpyTown:
         return obs, legal
 
     def state(self) -> dict[str, np.ndarray]:
-        """In the form of `TownVectorEnv.get_state`, without what concerns seeds."""
+        """The state in the form of `TownVectorEnv.get_state`, without what concerns seeds."""
         narrow = {n: getattr(self, n).astype(np.int32) for n in ("cents", "x", "y", "hour", "progress", "survival")}
         cells = self.cells.astype(np.int32)
         return narrow | {"meters": self.meters.copy(), "cells": cells, "done": self.done.astype(np.uint8)}
 
 
 def check(num_envs: int = 64, steps: int = 600, **arguments: Any) -> int:
-    """Hold NumpyTown against the simulator on the same episodes and actions; returns the number of episodes ended.
+    """Compare NumpyTown with the simulator on the same episodes and actions.
 
     The simulator is put into NumpyTown's state whenever an episode begins. Observations, rewards, ends and legal
     actions have to be equal, bit for bit.
 
-    Errors: WrongResult naming the step and what differs.
+    Returns:
+        The number of episodes that ended.
+
+    Raises:
+        WrongResult: something differs. The message names it and the step.
     """
     town, twin = NumpyTown(num_envs, **arguments), TownVectorEnv(num_envs, **arguments)
     twin.reset(seed=0)
@@ -226,7 +231,7 @@ def check(num_envs: int = 64, steps: int = 600, **arguments: Any) -> int:
             twin.set_state({**twin.get_state(), **town.state()})
             theirs, may = twin.observe()
             same(t, everyone, obs=(obs, theirs), legal=(legal, may))
-        # mostly what can be done, so that interactions are completed
+        # mostly legal actions, so that interactions are completed
         draw = actions.random((num_envs, len(ACTIONS))) + 2.0 * legal
         draw[:, INTERACT] += legal[:, INTERACT] * 0.5
         action = np.where(actions.random(num_envs) < 0.1, actions.integers(0, 6, num_envs), draw.argmax(1))

@@ -1,8 +1,8 @@
 """The default training run in plain PyTorch and NumPy: the same algorithm, sizes, updates per step and threads.
 
-The Town is `NumpyTown`, acting and learning use the modules of benchmarks/update.py, replay is a ring of tensors,
+The Town is `NumpyTown`. Acting and learning use the modules of benchmarks/update.py. Replay is a ring of tensors,
 written and read with one indexing operation per field. nn.LSTM cannot reset inside a window, so a window ends with its
-first episode and the rest of it is masked: less is learned from it than by ours, at the same cost.
+first episode and the rest of it is masked. It therefore learns less from a window than ours does, at the same cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from townlet.training.trainer import Trainer
 
 
 class Replay:
-    """Streams of E environments; the recurrent state is kept every `stride` steps, where windows start."""
+    """The streams of E environments. The recurrent state is kept every ``stride`` steps, where windows start."""
 
     def __init__(self, config: Config, obs_size: int, n_actions: int):
         E, S = config.num_envs, config.seq_len
@@ -37,7 +37,7 @@ class Replay:
         self.count = 0
 
     def add(self, obs: Tensor, legal: Tensor, h: Tensor, c: Tensor, action: Tensor, over: Tensor) -> int:
-        """What came before a step; returns where `reward` and `terminated` belong."""
+        """Store what came before a step; returns where ``reward`` and ``terminated`` are to be stored."""
         t = self.count % self.T
         self.obs[t], self.legal[t], self.action[t], self.over[t] = obs, legal, action, over
         if t % self.stride == 0:
@@ -46,7 +46,7 @@ class Replay:
         return t
 
     def sample(self, B: int) -> ReplaySample:
-        """B windows of one member, uniformly."""
+        """Draw B windows of one member uniformly."""
         first = -(-max(0, self.count - self.T) // self.stride)
         last = (self.count - 1 - self.S) // self.stride
         start = torch.randint(first, last + 1, (B, 1)) * self.stride
@@ -72,11 +72,11 @@ class Replay:
         return ReplaySample(*(v.unsqueeze(0) for v in fields))
 
     def update_priorities(self, sample: ReplaySample, priority: Tensor) -> None:
-        """Sampling is uniform."""
+        """Do nothing, because sampling is uniform."""
 
 
 class PlainTrainer:
-    """Acts and learns as `trainer` does by `trainer.config`, from the same initial weights."""
+    """Acts and learns as ``trainer`` does, with the same settings and from the same initial weights."""
 
     def __init__(self, trainer: Trainer):
         c = self.config = trainer.config
@@ -100,14 +100,14 @@ class PlainTrainer:
 
     @torch.no_grad()
     def q_values(self) -> Tensor:
-        """Q of the current observations [E, A]; advances the state."""
+        """The Q-values of the current observations, ``[E, A]``. The call advances the state."""
         keep = (~self.reset).float().unsqueeze(-1)
         state = (self.h * keep, self.c * keep)
         y, (self.h, self.c) = self.net.lstm(self.net.encode(self.obs.unsqueeze(1)), state)
         return self.net.q_values(y[:, 0])
 
     def act_step(self) -> None:
-        """One step of every environment, stored."""
+        """Take one step of every environment and store it."""
         c = self.config
         h, cell = self.h[0], self.c[0]
         greedy = self.q_values().masked_fill(~self.legal, float("-inf")).argmax(-1)
@@ -125,7 +125,7 @@ class PlainTrainer:
         self.env_steps += c.num_envs
 
     def learn(self) -> None:
-        """The updates that are due."""
+        """Make the updates that are due."""
         c = self.config
         lr: Any = c.lr
         for group in self.learner.optimisers[0].param_groups:

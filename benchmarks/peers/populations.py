@@ -1,4 +1,4 @@
-"""Peers (g): P members, each a pair of nn.LSTM modules in a Python loop; or torch.func.vmap over stacked weights."""
+"""Peers (g): P members as pairs of nn.LSTM modules in a Python loop, or by torch.func.vmap over stacked weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from townlet.bench.problem import Problem
 
 
 def module_loop(problem: Problem) -> Update:
-    """One update per member, one after the other."""
+    """The updates of the members, one after the other."""
     members = []
     for p in range(problem.shape.P):
         online = Net(problem.online, p)
@@ -28,7 +28,7 @@ def module_loop(problem: Problem) -> Update:
 
 
 def _unroll(params: tuple[Tensor, ...], x: Tensor, h: Tensor, c: Tensor) -> Tensor:
-    """One member's LSTM as a loop (nn.LSTM has no batching rule): x [S+1, B, D] -> Q [S+1, B, A]."""
+    """One member's Q-values ``[S + 1, B, A]`` from x ``[S + 1, B, D]``, by a loop: nn.LSTM has no batching rule."""
     w_ih, w_hh, bias, w_q, b_q = params
     ys = []
     for gates_x in (x @ w_ih.t() + bias).unbind(0):
@@ -40,7 +40,7 @@ def _unroll(params: tuple[Tensor, ...], x: Tensor, h: Tensor, c: Tensor) -> Tens
 
 
 def vmapped(problem: Problem) -> Update:
-    """vmap of grad_and_value over the members."""
+    """The updates of the members, by vmap of grad_and_value."""
     gamma = problem.spec.gamma
 
     def loss(online, target, x, x_target, h, c, action, reward, going):

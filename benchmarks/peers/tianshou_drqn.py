@@ -1,7 +1,7 @@
 """Tianshou's DRQN: `DQN` with `Recurrent`, trained on stacked observations as its own example does it.
 
-A sample is a stack of the last observations, read by the LSTM from a zero state; only the last one's Q-value is
-trained. Acting carries the state through the whole episode.
+A sample is a stack of the last observations, which the LSTM reads from a zero state. Only the Q-value of the last one
+is trained. Acting carries the state through the whole episode.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from peers.flat_world import make
 
 
 def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[float]]]:
-    """Train one agent; yields (environment steps, greedy returns) at every evaluation."""
+    """Train one agent; yields the environment steps and the greedy returns at every evaluation."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # Tianshou explores with NumPy's global generator
     worlds = DummyVectorEnv([lambda: make(env_id, budget.reward_scale) for _ in range(budget.num_envs)])
@@ -35,8 +35,8 @@ def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[fl
         policy=policy,
         optim=AdamOptimizerFactory(lr=budget.lr),
         gamma=budget.gamma,
-        n_step_return_horizon=4,  # its example's
-        target_update_freq=320,  # its example's
+        n_step_return_horizon=4,  # as in Tianshou's example
+        target_update_freq=320,  # as in Tianshou's example
     )
     buffer = VectorReplayBuffer(
         budget.capacity, buffer_num=budget.num_envs, stack_num=budget.seq_len, ignore_obs_next=True
@@ -52,7 +52,7 @@ def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[fl
                 steps += int(collector.collect(n_step=budget.num_envs).n_collected_steps)
             while updates < budget.updates(steps):
                 with policy_within_training_step(policy), torch_train_mode(policy):
-                    # one loss per stack: four stacks where the others train one window
+                    # A stack has one loss, so there are four stacks where the others train one window.
                     learner.update(buffer=buffer, sample_size=4 * budget.batch_size)
                 updates += 1
         judges.seed([10_000_000 + i for i in range(budget.eval_episodes)])

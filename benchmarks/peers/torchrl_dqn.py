@@ -1,6 +1,6 @@
-"""TorchRL's recurrent DQN: `LSTMModule` and `DQNLoss`, put together as its tutorial does it.
+"""TorchRL's recurrent DQN: `LSTMModule` and `DQNLoss`, put together as in its tutorial.
 
-Windows of consecutive steps are stored whole, with the state at their first step; the loss runs the LSTM over them.
+Windows of consecutive steps are stored whole, with the state at their first step. The loss runs the LSTM over them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from peers.flat_world import make
 
 
 def worlds(env_id: str, n: int, lstm: LSTMModule, reward_scale: float = 1.0) -> TransformedEnv:
-    """`n` environments stepped together."""
+    """Open ``n`` environments that are stepped together."""
     vector = gymnasium.vector.SyncVectorEnv(
         [lambda: make(env_id, reward_scale)] * n, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
     )
@@ -32,7 +32,7 @@ def worlds(env_id: str, n: int, lstm: LSTMModule, reward_scale: float = 1.0) -> 
 
 
 def train(env_id: str, seed: int, budget: Budget) -> Iterator[tuple[int, list[float]]]:
-    """Train one agent; yields (environment steps, greedy returns) at every evaluation."""
+    """Train one agent; yields the environment steps and the greedy returns at every evaluation."""
     torch.manual_seed(seed)
     one = make(env_id)
     size, actions = one.observation_space.shape[0], int(one.action_space.n)
@@ -87,7 +87,7 @@ def _one_hot(env: TransformedEnv) -> bool:
 
 @torch.no_grad()
 def evaluate(judges: TransformedEnv, policy: TensorDictSequential) -> list[float]:
-    """The return of the first episode of each environment, greedily."""
+    """The greedy return of the first episode in each environment."""
     judges.set_seed(10_000_000)
     td = judges.reset()
     returns = torch.zeros(judges.batch_size)

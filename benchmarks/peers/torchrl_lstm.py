@@ -1,4 +1,4 @@
-"""Peer (e): TorchRL's LSTMModule, which knows (`is_init`) that episodes begin inside a sequence.
+"""Peer (e): TorchRL's LSTMModule, which is told through `is_init` where episodes begin inside a sequence.
 
 On a GPU it has a Triton kernel for the whole sequence, in TF32 or bfloat16 (`recurrent_backend`, TorchRL 0.13 on).
 """
@@ -32,18 +32,23 @@ class _Network(nn.Module):
 
 
 def triton(problem: Problem) -> Update:
-    """`update` through the Triton kernel, in the problem's compute_dtype (float32 means TF32 there)."""
+    """The same as `update` with the Triton kernel, in the problem's compute_dtype. float32 means TF32 there."""
     return update(problem, recurrent_backend="triton", recurrent_compute_dtype=problem.spec.compute_dtype)
 
 
 def update(problem: Problem, **settings: Any) -> Update:
-    """The update of a problem of one member, whose resets fall anywhere. settings: of `LSTMModule`."""
+    """The update of a problem of one member, whose resets may fall anywhere.
+
+    Args:
+        problem: the update.
+        **settings: arguments of `LSTMModule`.
+    """
     b = problem.batch
     online, target = _Network(problem.online, **settings), _Network(problem.target, **settings)
     B, T = b.reset.shape[1:]
 
     def inputs(features: torch.Tensor) -> TensorDict:
-        # stored states stand at each sequence's first step; where an episode begins, zeros
+        # A state is stored at each sequence's first step. Where an episode begins it is zero.
         h, c = (v.new_zeros(B, T, 1, v.shape[-1]) for v in (b.h0, b.c0))
         start = ~b.reset[0, :, :1]
         h[:, 0], c[:, 0] = b.h0[0].unsqueeze(1) * start.unsqueeze(-1), b.c0[0].unsqueeze(1) * start.unsqueeze(-1)

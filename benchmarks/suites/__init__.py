@@ -1,4 +1,7 @@
-"""The suites: name -> (module, function). A suite is `f(quick) -> townlet.bench.results.Report`, in this order."""
+"""The suites in the order in which they run: name -> (module, function).
+
+The function takes ``quick`` and returns `townlet.bench.results.Measurements`.
+"""
 
 SUITES: dict[str, tuple[str, str]] = {
     "op": ("suites.op", "grid"),

@@ -1,4 +1,4 @@
-"""The operator and the whole update on a GPU: against cuDNN, TorchRL's Triton kernel and a loop; what bounds them."""
+"""The operator and the whole update on a GPU, beside cuDNN, TorchRL's Triton kernel and a loop; and their bounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peers import optional
 
 from townlet.bench import gpu, peers
 from townlet.bench.problem import TF32, Gradients, Precision, Problem, Shape, check, draw, expected, judge, ours
-from townlet.bench.results import TIMES, Report, times
+from townlet.bench.results import TIMES, Measurements, times
 from townlet.support import devices
 
 SHAPES = (
@@ -32,18 +32,22 @@ TRITON, TRITON_BF16 = "(e) TorchRL Triton, TF32", "(e) TorchRL Triton, bf16"
 Candidate = tuple[Callable[[], Gradients], Precision]
 
 
-def _start(suite: str, title: str, quick: bool) -> tuple[Report, torch.device]:
-    """A report with the GPU's peaks. Errors: ValueError where there is no GPU."""
+def _start(suite: str, title: str, quick: bool) -> tuple[Measurements, torch.device]:
+    """Begin a suite: measure the GPU's peaks.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
     device = devices.resolve("cuda")
-    report = Report(suite, title, threads=torch.get_num_threads(), settings={"quick": quick})
+    report = Measurements(suite, title, threads=torch.get_num_threads(), settings={"quick": quick})
     report.device, report.peaks = devices.device_name(device), gpu.peaks(device)
     if torch.backends.cuda.matmul.allow_tf32:
-        report.note("TF32 is allowed in torch's products: fp32 figures are not of fp32")
+        report.note("TF32 is allowed in torch's products: fp32 figures are not of full fp32")
     return report, device
 
 
 def _each_member(make: Callable[[Problem], Callable[[], Gradients]], problem: Problem) -> Callable[[], Gradients]:
-    """Peers know one member: they take the others in turn, on one stream."""
+    """Call a peer for each member in turn, on one stream, because peers know only one member."""
     problems = [_member(problem, p) for p in range(problem.shape.P)]
     calls = [make(one) for one in problems]
 
@@ -61,7 +65,7 @@ def _member(problem: Problem, p: int) -> Problem:
     return Problem(problem.shape._replace(P=1), *parts, problem.spec)
 
 
-def _candidates(report: Report, problem: Problem, half: Problem) -> dict[str, Candidate]:
+def _candidates(report: Measurements, problem: Problem, half: Problem) -> dict[str, Candidate]:
     full, rounded = torch.float32, torch.bfloat16
     found: dict[str, Candidate] = {
         OURS: (ours(problem), full),
@@ -84,10 +88,11 @@ def _candidates(report: Report, problem: Problem, half: Problem) -> dict[str, Ca
     return found
 
 
-def _checked(report: Report, shape: Shape, candidates: dict[str, Candidate], want: Gradients) -> dict[str, float]:
+def _checked(report: Measurements, shape: Shape, candidates: dict[str, Candidate], want: Gradients) -> dict[str, float]:
     """The errors of the candidates that may be timed. A peer that is wrong or fails is left out, and noted.
 
-    Errors: WrongResult where our own result is wrong.
+    Raises:
+        WrongResult: our own result is wrong.
     """
     errors: dict[str, float] = {}
     for name, (call, precision) in candidates.items():
@@ -102,8 +107,8 @@ def _checked(report: Report, shape: Shape, candidates: dict[str, Candidate], wan
     return errors
 
 
-def op(quick: bool) -> Report:
-    """Six shapes, fp32 and bf16, all peers; each result is checked before anything is timed."""
+def op(quick: bool) -> Measurements:
+    """Six shapes in fp32 and bf16, beside all peers. Each result is checked before anything is timed."""
     report, device = _start("gpu", "One update (forward, TD, all weight gradients) on a GPU", quick)
     columns = [("case", "B, S, D, H", ""), ("name", "", ""), *TIMES, ("gflops", "GFLOP/s", ".0f")]
     columns += [("share", "of torch.mm", ".1%"), ("ratio", "time / townlet", ".2fx"), ("error", "error", ".0e")]
@@ -126,8 +131,8 @@ def op(quick: bool) -> Report:
     return report
 
 
-def roofline(quick: bool) -> Report:
-    """What the kernels of an update take, by part, beside what arithmetic and memory allow."""
+def roofline(quick: bool) -> Measurements:
+    """What the kernels of each part of an update take, beside what arithmetic and memory allow."""
     report, device = _start("gpu-roofline", "The parts of an update on a GPU, and their bounds", quick)
     columns = [("case", "B, S, D, H", ""), ("name", "", ""), ("us", "us", ".1f"), ("launches", "kernels", ".0f")]
     columns += [("step", "us / time step", ".2f"), ("gflops", "GFLOP/s", ".0f"), ("gbytes", "GB/s", ".0f")]
@@ -162,8 +167,8 @@ def _parts(
     return rows
 
 
-def update(quick: bool) -> Report:
-    """The learner's whole update: as it stands, and recorded as a CUDA graph."""
+def update(quick: bool) -> Measurements:
+    """The learner's whole update, as it stands and recorded as a CUDA graph."""
     report, device = _start("gpu-update", "The whole learner update on a GPU", quick)
     columns = [("case", "", ""), ("name", "", ""), *TIMES, ("ratio", "time / recorded", ".2fx")]
     rows = report.table("sampling, encoders, operator, Adam, priorities and sync; B, S as in suite `update`", columns)

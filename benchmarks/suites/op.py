@@ -1,4 +1,4 @@
-"""The fused operator against what else computes its update: the grid of shapes, resets, threads, populations."""
+"""The fused operator beside others that compute its update: over shapes, with resets, threads and populations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peers import optional, populations
 
 from townlet.bench import peers
 from townlet.bench.problem import Gradients, Problem, Shape, check, draw, expected, ours
-from townlet.bench.results import TIMES, Report, geometric_mean, times
+from townlet.bench.results import TIMES, Measurements, geometric_mean, times
 from townlet.bench.timing import interleave
 
 SHAPES = (
@@ -30,8 +30,8 @@ G_LOOP, G_VMAP = "(g) module loop", "(g) vmap"
 Candidate = tuple[Callable[[], Gradients], torch.dtype]
 
 
-def _foreign(report: Report, name: str, module: str, problem: Problem) -> dict[str, Candidate]:
-    """A peer that needs another package, or a note that it is not there."""
+def _foreign(report: Measurements, name: str, module: str, problem: Problem) -> dict[str, Candidate]:
+    """A peer that needs another package. Where the package is missing, a note says so."""
     found, reason = optional(module)
     if found is None:
         report.note(f"{name}: {reason}")
@@ -40,7 +40,11 @@ def _foreign(report: Report, name: str, module: str, problem: Problem) -> dict[s
 
 
 def _checked(candidates: dict[str, Candidate], want: Gradients) -> dict[str, float]:
-    """Each candidate's error; raises WrongResult for one that computes something else."""
+    """The error of each candidate.
+
+    Raises:
+        WrongResult: a candidate computes something else.
+    """
     return {name: check(name, call(), want, dtype) for name, (call, dtype) in candidates.items()}
 
 
@@ -48,10 +52,10 @@ def _columns(*more: tuple[str, str, str]) -> list[tuple[str, str, str]]:
     return [("case", "B, S, D, H", ""), ("name", "", ""), *TIMES, ("gflops", "GFLOP/s", ".0f"), *more]
 
 
-def grid(quick: bool) -> Report:
-    """Five shapes, fp32 and bf16, one thread, all peers."""
+def grid(quick: bool) -> Measurements:
+    """Five shapes in fp32 and bf16 on one thread, beside all peers."""
     title = "One update (forward, TD, all weight gradients) on one thread"
-    report = Report("op", title, threads=1, settings={"quick": quick}).start()
+    report = Measurements("op", title, threads=1, settings={"quick": quick}).start()
     more = (("share", "of peak", ".0%"), ("ratio", "time / townlet", ".2fx"), ("error", "error", ".0e"))
     rows = report.table("time / townlet: against ours in the same precision, minimum by minimum", _columns(*more))
     share: dict[str, float] = {}
@@ -99,9 +103,11 @@ def grid(quick: bool) -> Report:
     return report
 
 
-def resets(quick: bool) -> Report:
-    """Episodes that begin inside sequences: ours with and without, TorchRL's with."""
-    report = Report("resets", "Resets inside the sequences, one thread", threads=1, settings={"quick": quick}).start()
+def resets(quick: bool) -> Measurements:
+    """Episodes that begin inside sequences: our operator with and without them, TorchRL's with them."""
+    report = Measurements(
+        "resets", "Resets inside the sequences, one thread", threads=1, settings={"quick": quick}
+    ).start()
     rows = report.table("2% of the observations open an episode", _columns(("ratio", "time / townlet 2%", ".2fx")))
     kept: dict[str, float] = {}
     against: dict[str, float] = {}
@@ -137,9 +143,9 @@ def _on_threads(threads: int, call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def threads(quick: bool) -> Report:
-    """One and two threads, ours and nn.LSTM, where B is large enough to split."""
-    report = Report("threads", "Two threads against one", threads=2, settings={"quick": quick}).start()
+def threads(quick: bool) -> Measurements:
+    """Our operator and nn.LSTM on one and two threads, where B is large enough to split."""
+    report = Measurements("threads", "Two threads against one", threads=2, settings={"quick": quick}).start()
     more = (("share", "of peak", ".0%"), ("ratio", "1 thread / this", ".2fx"))
     rows = report.table("of peak: that of as many threads", _columns(("threads", "threads", "d"), *more))
     speedup: dict[str, float] = {}
@@ -165,9 +171,9 @@ def threads(quick: bool) -> Report:
     return report
 
 
-def population(quick: bool) -> Report:
-    """Eight members at once, two threads."""
-    report = Report("population", "Eight members, two threads", threads=2, settings={"quick": quick}).start()
+def population(quick: bool) -> Measurements:
+    """Eight members at once on two threads."""
+    report = Measurements("population", "Eight members, two threads", threads=2, settings={"quick": quick}).start()
     rows = report.table("one update of every member", _columns(("ratio", "time / townlet", ".2fx")))
     shape = Shape(4, 3, 16, 32, P=3) if quick else Shape(32, 16, 64, 128, P=8)
     problem = draw(shape)

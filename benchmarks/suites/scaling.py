@@ -1,4 +1,4 @@
-"""How the operator's cost grows with the work: over S, H, P and threads; and the one with too few items to share."""
+"""How the operator's cost grows with S, H, P and threads, also where the threads have too few items to share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from townlet.bench import machine
 from townlet.bench.problem import Shape, check, draw, expected, ours
-from townlet.bench.results import Report, times
+from townlet.bench.results import Measurements, times
 from townlet.bench.timing import interleave
 
 COLUMNS = (
@@ -19,9 +19,9 @@ COLUMNS = (
 )
 
 
-def scaling(quick: bool) -> Report:
-    """Cost over S, H and P on one thread, and over threads."""
-    report = Report("scaling", "Scaling of the operator", threads=1, settings={"quick": quick}).start()
+def scaling(quick: bool) -> Measurements:
+    """The cost by S, H and P on one thread, and by threads."""
+    report = Measurements("scaling", "Scaling of the operator", threads=1, settings={"quick": quick}).start()
     B = 8 if quick else 32
     D, H = (16, 32) if quick else (128, 128)
     steps = (4, 8) if quick else (16, 32, 64, 96, 128)
@@ -36,7 +36,7 @@ def scaling(quick: bool) -> Report:
     return report
 
 
-def _linear(report: Report, what: str, shapes: Iterable[Shape], bar: str | None) -> None:
+def _linear(report: Measurements, what: str, shapes: Iterable[Shape], bar: str | None) -> None:
     rows = report.table(f"Over {what}", COLUMNS)
     calls, shape_of = {}, {}
     for shape in shapes:
@@ -55,7 +55,7 @@ def _linear(report: Report, what: str, shapes: Iterable[Shape], bar: str | None)
         report.bar(bar, off, bar=0.15, aim=0.05, form=".1%", most=True)
 
 
-def _threads(report: Report, quick: bool) -> None:
+def _threads(report: Measurements, quick: bool) -> None:
     columns = (
         ("case", "P, B, S, D, H", ""),
         ("threads", "threads", "d"),
@@ -72,7 +72,7 @@ def _threads(report: Report, quick: bool) -> None:
         update = ours(problem)
         check(str(shape), update(), expected(problem))
         one = 0.0
-        for n in counts:  # not in turns: the pool of threads would be woken and put to sleep all the time
+        for n in counts:  # not in turns, which would wake the pool of threads and put it to sleep all the time
             machine.pin(n)
             timing = interleave({"": update}, rounds=9, budget=5)[""]
             one = one or timing.minimum

@@ -12,7 +12,7 @@ from peers.plain_trainer import PlainTrainer
 
 from townlet.bench import machine, town
 from townlet.bench.problem import WrongResult
-from townlet.bench.results import TIMES, Report, times
+from townlet.bench.results import TIMES, Measurements, times
 from townlet.bench.timing import interleave
 from townlet.settings.config import Config
 from townlet.training.trainer import Trainer
@@ -27,10 +27,10 @@ WORLDS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def simulator(quick: bool) -> Report:
-    """Simulator steps, one thread, uniform random actions."""
+def simulator(quick: bool) -> Measurements:
+    """Steps of the simulator under uniformly random actions, on one thread."""
     E = 16 if quick else 1024
-    report = Report("simulator", f"The simulator alone, E = {E}", threads=1, settings={"quick": quick}).start()
+    report = Measurements("simulator", f"The simulator alone, E = {E}", threads=1, settings={"quick": quick}).start()
     columns = (("case", "world", ""), ("obs", "observation", "d"), *RATE)
     rows = report.table("environment steps per second, TownVectorEnv.step", columns)
     calls: dict[str, Callable[[], None]] = {name: town.simulator(E, **args) for name, args in WORLDS}
@@ -61,13 +61,13 @@ def _numpy_town(num_envs: int) -> Callable[[], None]:
     return run
 
 
-def acting(quick: bool) -> Report:
-    """Simulator, encoder, LSTM, head, epsilon-greedy, replay write; with the peer of `training`."""
+def acting(quick: bool) -> Measurements:
+    """Acting (simulator, encoder, LSTM, head, epsilon-greedy action, replay write), beside the peer of `training`."""
     import acting as parts
 
     threads = min(2, machine.processors())
     title = "Acting: simulator, MLP encoder 128, LSTM 128, epsilon-greedy, replay write"
-    report = Report("acting", title, threads=threads, settings={"quick": quick}).start()
+    report = Measurements("acting", title, threads=threads, settings={"quick": quick}).start()
     columns = (("case", "", ""), ("envs", "E", "d"), ("threads", "threads", "d"), *RATE)
     rows = report.table("environment steps per second", columns)
     names = ("simulator", "act", "replay add", "sample 32", "whole step")
@@ -105,11 +105,13 @@ def _steps(trainer: Trainer | PlainTrainer) -> Callable[[], None]:
     return run
 
 
-def update(quick: bool) -> Report:
-    """benchmarks/update.py: the learner's whole update beside plain PyTorch's, and its parts."""
+def update(quick: bool) -> Measurements:
+    """The learner's whole update beside plain PyTorch's, and its parts, as benchmarks/update.py measures them."""
     import update as whole
 
-    report = Report("update", "The whole learner update, one thread", threads=1, settings={"quick": quick}).start()
+    report = Measurements(
+        "update", "The whole learner update, one thread", threads=1, settings={"quick": quick}
+    ).start()
     columns = (
         ("case", "", ""),
         ("name", "", ""),
@@ -125,7 +127,7 @@ def update(quick: bool) -> Report:
     for case in whole.CASES[:1] if quick else whole.CASES:
         try:
             found = whole.measure(case, rounds=2 if quick else 40)
-        except SystemExit as error:  # its check failed
+        except SystemExit as error:  # the script's own check failed
             raise WrongResult(str(error)) from None
         for side, name in (("ours", "townlet"), ("peer", "plain PyTorch")):
             row = {"case": case.name, "name": name, "median": found["median"][side], "minimum": found["min"][side]}
@@ -145,10 +147,10 @@ def update(quick: bool) -> Report:
     return report
 
 
-def training(quick: bool) -> Report:
-    """Windows of the default training run, in turns with the same in plain PyTorch and NumPy."""
+def training(quick: bool) -> Measurements:
+    """Stretches of the default training run, in turns with the same run in plain PyTorch and NumPy."""
     threads = min(2, machine.processors())
-    report = Report(
+    report = Measurements(
         "training", "Default `townlet train`, end to end", threads=threads, settings={"quick": quick}
     ).start()
     window, rounds = (0.3, 2) if quick else (12.0, 5)
@@ -161,7 +163,7 @@ def training(quick: bool) -> Report:
     plain = PlainTrainer(ours)
     _same_q(ours, plain)
     runs: dict[str, Trainer | PlainTrainer] = {"townlet": ours, "plain PyTorch, NumPy Town": plain}
-    for run in runs.values():  # to where learning goes on
+    for run in runs.values():  # up to where updates have become due
         while run.env_steps < 2 * config.learning_starts:
             run.act_step()
             run.learn()
@@ -178,7 +180,7 @@ def training(quick: bool) -> Report:
 
 
 def _rate(run: Trainer | PlainTrainer, seconds: float) -> float:
-    """Environment steps per second of about `seconds`."""
+    """Environment steps per second, measured for about ``seconds``."""
     begun, before = time.perf_counter(), run.env_steps
     while (took := time.perf_counter() - begun) < seconds:
         run.act_step()
@@ -187,7 +189,11 @@ def _rate(run: Trainer | PlainTrainer, seconds: float) -> float:
 
 
 def _same_q(ours: Trainer, plain: PlainTrainer) -> None:
-    """WrongResult unless both networks say the same of the peer's first observations."""
+    """Make sure that both networks give the same Q-values for the peer's first observations.
+
+    Raises:
+        WrongResult: they do not.
+    """
     P, E = 1, ours.config.num_envs
     h, c = torch.zeros(2, P, E, ours.config.hidden_size)
     with torch.no_grad():

@@ -55,6 +55,17 @@ inline Form read_form(const std::string& text) {
   return form;
 }
 
+// The name of a plan's form: what `read_form` takes.
+inline std::string form_of(const Plan& plan) {
+  if (!plan.resident) return "step";
+  const Resident& s = plan.how;
+  const char* const kind = s.exchange == Exchange::kSingle    ? "single"
+                           : s.exchange == Exchange::kCluster ? "cluster"
+                                                              : "grid";
+  if (s.rows != kRowTile) return kind + (":" + std::to_string(s.blocks)) + "x" + std::to_string(s.rows);
+  return s.exchange == Exchange::kSingle ? kind : kind + (":" + std::to_string(s.blocks));
+}
+
 // None where the variable is not set, or empty.
 inline std::optional<Form> forced_form() {
   const char* const text = std::getenv("TOWNLET_CUDA_UNROLL");

@@ -1,5 +1,5 @@
-// numpy <-> Town.  Arguments are validated in townlet/envs/town.py, which users call; here only what memory safety
-// needs is checked again: shapes, dtypes, and the ranges of numbers used as indices.
+// The Town for numpy.  townlet/envs/town/args.py validates the arguments that users give.  This file checks again only
+// what memory safety needs: shapes, dtypes, and the ranges of numbers that are used as indices.
 #include "bind_town.h"
 
 #include <pybind11/numpy.h>
@@ -21,20 +21,33 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;  // never converts silently: arguments are declared noconvert
 
+template <typename Sizes>
+std::string in_brackets(const Sizes& sizes) {
+  std::string out;
+  for (const py::ssize_t s : sizes) {
+    out += (out.empty() ? "" : ", ") + std::to_string(s);
+  }
+  return "[" + out + "]";
+}
+
+// Throws unless the array has this shape.
+void need_shape(const py::array& array, const char* name, std::initializer_list<py::ssize_t> shape) {
+  const std::vector<py::ssize_t> held(array.shape(), array.shape() + array.ndim());
+  if (!std::equal(held.begin(), held.end(), shape.begin(), shape.end())) {
+    throw std::invalid_argument(std::string(name) + " has shape " + in_brackets(held) + "; expected " +
+                                in_brackets(shape));
+  }
+}
+
 template <typename T>
 T* writable(Array<T>& array, const char* name, std::initializer_list<py::ssize_t> shape) {
-  if (!std::equal(array.shape(), array.shape() + array.ndim(), shape.begin(), shape.end())) {
-    std::string want;
-    for (const auto s : shape) {
-      want += (want.empty() ? "[" : ", ") + std::to_string(s);
-    }
-    throw std::invalid_argument(std::string(name) + ": expected shape " + want + "]");
-  }
+  need_shape(array, name, shape);
   return array.mutable_data();
 }
 
-[[noreturn]] void bad_state(const char* name, const std::string& expected) {
-  throw std::invalid_argument(std::string("state['") + name + "']: expected " + expected);
+// Throws an error of the form "state['x'] HOLDS; expected EXPECTED".
+[[noreturn]] void bad_state(const char* name, const std::string& holds, const std::string& expected) {
+  throw std::invalid_argument(std::string("state['") + name + "'] " + holds + "; expected " + expected);
 }
 
 template <typename T>
@@ -44,25 +57,29 @@ void put(py::dict& to, const char* name, const std::vector<T>& from, std::vector
   to[name] = std::move(array);
 }
 
-// Reads one array of a saved state; `lo` and `hi` bound what is used as an index or must be finite.
+// Reads one array of a saved state.  `lo` and `hi` bound numbers that are used as an index or must be finite.
 template <typename T>
 std::vector<T> take(const py::dict& from, const char* name, const std::vector<T>& like, T lo, T hi) {
   if (!from.contains(name)) {
-    bad_state(name, "to be there");
+    throw std::invalid_argument(std::string("state holds no '") + name + "'; expected an array of that name");
   }
   const py::object value = from[name];
   if (!py::isinstance<Array<T>>(value)) {
-    bad_state(name, "a C-contiguous array of dtype " + std::string(py::str(py::dtype::of<T>())));
+    const std::string dtype = py::str(py::dtype::of<T>());
+    const std::string held = py::hasattr(value, "dtype")
+                                 ? "an array of dtype " + std::string(py::str(value.attr("dtype")))
+                                 : "of type " + std::string(py::str(py::type::of(value).attr("__name__")));
+    bad_state(name, "is " + held, "a C-contiguous array of dtype " + dtype);
   }
   const auto array = py::cast<Array<T>>(value);
   if (static_cast<std::size_t>(array.size()) != like.size()) {
-    bad_state(name, std::to_string(like.size()) + " numbers, got " + std::to_string(array.size()) +
-                        " (another num_envs or level?)");
+    bad_state(name, "holds " + std::to_string(array.size()) + " numbers",
+              std::to_string(like.size()) + " (is it of another num_envs or level?)");
   }
   std::vector<T> out(array.data(), array.data() + array.size());
   for (const T v : out) {
     if (!(v >= lo && v <= hi)) {
-      bad_state(name, "numbers in " + std::to_string(lo) + ".." + std::to_string(hi) + ", got " + std::to_string(v));
+      bad_state(name, "holds " + std::to_string(v), "numbers in " + std::to_string(lo) + ".." + std::to_string(hi));
     }
   }
   return out;
@@ -91,7 +108,7 @@ void set_state(Town& town, const py::dict& from) {
   const auto& old = town.state;
   const int size = town.config().size;
   constexpr std::uint64_t kAny = ~std::uint64_t{0};
-  Town::State s;  // built apart, so that a bad state leaves the simulator as it was
+  Town::State s;  // read apart, so that a bad state leaves the simulator as it was
   s.key = take<std::uint64_t>(from, "key", old.key, 0, kAny);
   s.episode = take<std::uint64_t>(from, "episode", old.episode, 0, kAny);
   s.meters = take<double>(from, "meters", old.meters, 0.0, 1.0);
@@ -109,7 +126,7 @@ void set_state(Town& town, const py::dict& from) {
     std::vector<std::int32_t> row(s.cells.begin() + e * buildings, s.cells.begin() + (e + 1) * buildings);
     std::sort(row.begin(), row.end());
     if (std::adjacent_find(row.begin(), row.end()) != row.end()) {
-      bad_state("cells", "each building on its own cell");
+      bad_state("cells", "has two buildings on one cell", "a cell of its own for each building");
     }
   }
   town.state = std::move(s);
@@ -121,9 +138,7 @@ void set_state(Town& town, const py::dict& from) {
 void step(Town& town, const Array<std::int64_t>& actions, Array<float>& obs, Array<double>& reward,
           Array<bool>& terminated, Array<bool>& truncated, Array<bool>& legal, Array<std::int32_t>& survival) {
   const py::ssize_t n = town.num_envs();
-  if (actions.ndim() != 1 || actions.shape(0) != n) {
-    throw std::invalid_argument("actions: expected shape [" + std::to_string(n) + "]");
-  }
+  need_shape(actions, "actions", {n});
   const TownOutput out{writable(obs, "obs", {n, town.obs_size()}),     writable(reward, "reward", {n}),
                        writable(terminated, "terminated", {n}),        writable(truncated, "truncated", {n}),
                        writable(legal, "legal", {n, rules::kActions}), writable(survival, "survival", {n})};
@@ -141,8 +156,8 @@ void step(Town& town, const Array<std::int64_t>& actions, Array<float>& obs, Arr
     }
   }
   if (bad >= 0) {
-    throw std::invalid_argument("actions[" + std::to_string(bad) + "]: expected 0..5, got " +
-                                std::to_string(action[bad]));
+    throw std::invalid_argument("actions[" + std::to_string(bad) + "] is " + std::to_string(action[bad]) +
+                                "; expected 0..5");
   }
 }
 
@@ -195,9 +210,10 @@ py::dict losses() {
 }  // namespace
 
 void bind_town(py::module_& m) {
-  m.def("town_buildings", &buildings, "The rules' table of buildings as a list of dicts, prices and wages in cents.");
-  m.def("town_losses", &losses, "Passive and moving losses and cascades (source, target, k), by meter index.");
-  py::class_<Town>(m, "Town", "Many independent towns stepped together; see townlet.envs for the Gymnasium face.")
+  m.def("town_buildings", &buildings,
+        "The rules' table of buildings as a list of dicts. Prices and wages are in cents.");
+  m.def("town_losses", &losses, "Passive losses, moving losses and cascades (source, target, k), by meter index.");
+  py::class_<Town>(m, "Town", "Many independent towns stepped together. townlet.envs has the Gymnasium environment.")
       .def(py::init([](int num_envs, bool hamlet, int size, bool random_layout, bool random_hour, int max_steps,
                        int start_cents, std::vector<double> depletion, bool temporal, bool partial, bool kinds,
                        int radius, int knots, bool wellbeing, double random_start) {
@@ -218,7 +234,7 @@ void bind_town(py::module_& m) {
              if (num_envs < 1 || size < 2 || size > 4096 || size * size < needed || radius < 0 || radius > 4096 ||
                  knots < 0 || knots > 4096 || (!random_layout && size < rules::kFixedLayoutSize) ||
                  depletion.size() != static_cast<std::size_t>(num_envs)) {
-               throw std::invalid_argument("Town: sizes out of range");
+               throw std::invalid_argument("Town is given sizes out of range; expected those of TownArgs");
              }
              return Town(num_envs, c, std::move(depletion));
            }),
@@ -233,8 +249,8 @@ void bind_town(py::module_& m) {
           "seed",
           [](Town& town, const std::vector<std::uint64_t>& keys) {
             if (keys.size() != static_cast<std::size_t>(town.num_envs())) {
-              throw std::invalid_argument("seed: expected " + std::to_string(town.num_envs()) + " keys, got " +
-                                          std::to_string(keys.size()));
+              throw std::invalid_argument("keys has length " + std::to_string(keys.size()) + "; expected " +
+                                          std::to_string(town.num_envs()));
             }
             for (int e = 0; e < town.num_envs(); ++e) {
               town.seed(e, keys[e]);
@@ -244,9 +260,7 @@ void bind_town(py::module_& m) {
       .def(
           "reset",
           [](Town& town, const Array<bool>& mask) {
-            if (mask.ndim() != 1 || mask.shape(0) != town.num_envs()) {
-              throw std::invalid_argument("mask: expected shape [" + std::to_string(town.num_envs()) + "]");
-            }
+            need_shape(mask, "mask", {town.num_envs()});
             for (int e = 0; e < town.num_envs(); ++e) {
               if (mask.data()[e]) {
                 town.reset(e);
@@ -256,7 +270,7 @@ void bind_town(py::module_& m) {
           py::arg("mask").noconvert(), "Starts the next episode where mask [E] is true.")
       .def("step", &step, py::arg("actions").noconvert(), py::arg("obs").noconvert(), py::arg("reward").noconvert(),
            py::arg("terminated").noconvert(), py::arg("truncated").noconvert(), py::arg("legal").noconvert(),
-           py::arg("survival").noconvert(), "One tick of every environment, written into the arrays given.")
+           py::arg("survival").noconvert(), "Takes one tick in every environment and writes into the arrays given.")
       .def("observe", &observe, py::arg("obs").noconvert(), py::arg("legal").noconvert())
       .def("get_state", &get_state, "A dict of arrays from which set_state continues bit for bit.")
       .def("set_state", &set_state, py::arg("state"));

@@ -1,4 +1,4 @@
-// Adds the class Town to the module.
+// Adds the class Town and the tables of its rules to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

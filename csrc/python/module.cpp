@@ -1,4 +1,4 @@
-// townlet._C: what Python needs from C++ with numpy arrays at the border, and no torch.
+// townlet._C: what Python needs from C++ through numpy arrays, without torch.
 //
 //   philox_block, philox_uniform   counter-based random numbers (math/philox.h)
 //   Town                           the survival world (town/)
@@ -37,7 +37,7 @@ py::dict build_info() {
   info["compiler"] = kCompiler;
   info["compiler_version"] = kCompilerVersion;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["cuda_architectures"] = TOWNLET_CUDA_BUILT;  // of _cuda.so
+  info["cuda_architectures"] = TOWNLET_CUDA_BUILT;  // those that _cuda.so was built for
   return info;
 }
 
@@ -45,12 +45,12 @@ using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 
 py::array_t<double> philox_uniform(const Keys& keys, std::uint32_t stream, std::uint64_t counter, std::int64_t n) {
   if (keys.ndim() != 1) {
-    throw std::invalid_argument("keys: expected a uint64 array of shape [P], got " + std::to_string(keys.ndim()) +
-                                " dimensions");
+    throw std::invalid_argument("keys has " + std::to_string(keys.ndim()) +
+                                " dimensions; expected a uint64 array of shape [P]");
   }
   constexpr std::int64_t kMost = 2 * static_cast<std::int64_t>(std::numeric_limits<std::uint32_t>::max());
   if (n < 0 || n > kMost) {
-    throw std::invalid_argument("n: expected 0.." + std::to_string(kMost) + ", got " + std::to_string(n));
+    throw std::invalid_argument("n is " + std::to_string(n) + "; expected 0.." + std::to_string(kMost));
   }
   const py::ssize_t members = keys.shape(0);
   py::array_t<double> out({members, static_cast<py::ssize_t>(n)});
@@ -86,13 +86,13 @@ std::pair<std::string, double> measure_peak(bool bf16, double seconds) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Townlet's numpy-facing C++: random numbers and the Town simulator.";
-  m.def("build_info", &build_info, "Compiler name, its version string and __cplusplus of this build.");
+  m.def("build_info", &build_info, "The compiler, its version and __cplusplus of this build.");
   m.def("philox_uniform", &philox_uniform, py::arg("keys"), py::arg("stream"), py::arg("counter"), py::arg("n"),
-        "float64 [P, n] in [0, 1); element [p, i] is a function of (keys[p], stream, counter, i) alone.");
+        "Numbers in [0, 1), float64 [P, n]. Element [p, i] is a function of (keys[p], stream, counter, i) alone.");
   m.def("philox_block", &philox_block, py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key"),
-        "One raw Philox4x32-10 block: four 32-bit words (for tests against published vectors).");
+        "One raw Philox4x32-10 block of four 32-bit words, for tests against published vectors.");
   m.def("measure_peak", &measure_peak, py::arg("bf16"), py::arg("seconds"),
-        "(instruction set, FLOP/s) of the calling thread's core, multiply-adds on registers alone; 0 FLOP/s where the "
-        "CPU has no bfloat16 dot product. Releases the interpreter lock.");
+        "The instruction set and the FLOP/s of the calling thread's core, from multiply-adds on registers alone: 0 "
+        "FLOP/s where the CPU has no bfloat16 dot product. Releases the interpreter lock.");
   townlet::bind_town(m);
 }

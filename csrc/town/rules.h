@@ -1,5 +1,6 @@
-// The Town's rules as tables: meters, passive losses, cascades, buildings.  town.cpp executes them; docs/town.md says
-// them in words.  Money is in integer cents everywhere ($100 = 10000 = a full meter), so that sums of prices are exact.
+// The Town's rules as tables: meters, passive losses, cascades, buildings.  town.cpp carries them out, and
+// docs/guides/town.md states them in words.  Money is in integer cents everywhere ($100 = 10000 = a full meter), so
+// that sums of prices are exact.
 #pragma once
 
 #include <array>
@@ -7,7 +8,7 @@
 
 namespace townlet::rules {
 
-// Meters kept as float64.  Money is apart because it is an integer; observations put it back at index 3.
+// The meters that are float64.  Money is kept apart because it is an integer; observations put it at index 3.
 enum Meter : int { kEnergy, kHygiene, kSatiation, kMood, kSocial, kHealth, kFitness, kMeters };
 
 inline constexpr std::array<const char*, kMeters> kMeterNames{"energy", "hygiene", "satiation", "mood",
@@ -18,14 +19,15 @@ inline constexpr int kHours = 24;
 
 enum Action : int { kUp, kDown, kLeft, kRight, kInteract, kWait, kActions };
 
-// Lost by everybody at each tick, and lost on top by who moves.  Health's loss depends on fitness: see health_loss.
+// What an agent loses at each tick, and what it loses on top when it moves.  The loss of health depends on fitness: see
+// health_loss.
 inline constexpr std::array<double, kMeters> kPassive{.005, .003, .004, .001, .006, 0., .002};
 inline constexpr std::array<double, kMeters> kMoving{.005, .003, .004, 0., 0., 0., 0.};
 
 constexpr double health_loss(double fitness) { return .001 * (0.5 + 2.5 * (1.0 - fitness)); }
 
 // While the source is below kCascadeBelow, the target loses k * (kCascadeBelow - source) / kCascadeBelow.
-// Carried out in this order, each on the values that the ones before have left.
+// The cascades are carried out in this order, each on the values that the ones before have left.
 struct Cascade {
   Meter source, target;
   double k;
@@ -44,7 +46,7 @@ inline constexpr std::array<Cascade, 10> kCascades{{
     {kSocial, kEnergy, .0008},
 }};
 
-// Effects of one paid tick or of completion, in the order of Meter; cents apart.
+// The effects of one paid tick or of completion, in the order of Meter.  Cents are kept apart.
 struct Effect {
   std::array<double, kMeters> meter{};
   int cents = 0;
@@ -52,11 +54,11 @@ struct Effect {
 
 struct Building {
   const char* name;
-  int x, y;           // cell of the fixed layout
-  int ticks, price;   // paid ticks to completion, cents for each
-  int opens, closes;  // half-open hours, may wrap midnight; 0, 24 = always
+  int x, y;           // its cell in the fixed layout
+  int ticks, price;   // paid ticks to completion, and the cents for each
+  int opens, closes;  // half-open hours, which may wrap midnight; 0, 24 is always open
   Effect tick, complete;
-  bool hamlet;  // part of the small level
+  bool hamlet;  // whether it is part of the small level
 
   constexpr bool open_at(int hour) const {
     return opens < closes ? (hour >= opens && hour < closes) : (hour >= opens || hour < closes);

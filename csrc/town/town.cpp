@@ -103,7 +103,7 @@ void Town::reset(int e) {
   const int buildings = num_buildings();
   std::int32_t* cell = &state.cells[static_cast<std::size_t>(e) * buildings];
 
-  // The first draws of a Fisher-Yates shuffle give the buildings' cells; what is left over is free.
+  // The first draws of a Fisher-Yates shuffle give the buildings' cells; the cells left over are free.
   std::iota(scratch_.begin(), scratch_.end(), 0);
   for (int b = 0; b < buildings; ++b) {
     int from = 0;
@@ -139,8 +139,8 @@ void Town::reset(int e) {
   state.done[e] = 0;
 }
 
-// An interact action on the cell underfoot.  Does nothing (a wait) where there is no building, the building is closed
-// or the price is too high; the progress made so far is kept then.
+// Carries out an interact action on the cell underfoot.  The action is a wait where there is no building, the building
+// is closed or the price is too high; the progress made so far is then kept.
 void Town::interact(int e, double* meter) {
   const int kind = kind_at(e, state.x[e], state.y[e]);
   if (kind >= kBuildings || !open(kind, state.hour[e])) {
@@ -214,7 +214,8 @@ double Town::tick(int e, int action, bool& terminated, bool& truncated) {
     meter[m] = std::clamp(meter[m], 0.0, 1.0);
     state.meters[m * n + e] = meter[m];
   }
-  state.cents[e] = std::min(state.cents[e], kFullMoney);  // never below 0: a price is paid from what is there
+  state.cents[e] =
+      std::min(state.cents[e], kFullMoney);  // never below 0, because a price is only paid where there is enough
 
   // 5. Death, reward, clock.
   terminated = meter[kEnergy] <= 0.0 || meter[kHealth] <= 0.0;
@@ -287,7 +288,7 @@ void Town::observe(int e, float* obs, bool* legal) const {
   // What is felt.
   *obs++ = static_cast<float>(static_cast<double>(x) / (size - 1));
   *obs++ = static_cast<float>(static_cast<double>(y) / (size - 1));
-  for (const int at : {x, y}) {  // piecewise linear: the two knots beside a position share a 1
+  for (const int at : {x, y}) {  // piecewise linear: the two knots beside a position share a weight of 1
     const double place = static_cast<double>(at) * (config_.knots - 1) / (size - 1);
     for (int k = 0; k < config_.knots; ++k) {
       *obs++ = static_cast<float>(std::max(0.0, 1.0 - std::abs(place - k)));

@@ -1,10 +1,11 @@
 // The Town simulator: many independent worlds, one agent in each, stepped together.
 //
-// State is a structure of arrays (one array per quantity, one element per environment), allocated once.  Randomness is
-// drawn at the start of an episode only, as a function of (the environment's seed, its episode number, a slot): what an
-// environment does never depends on its neighbours.  Slots: 0 hour, 1 energy, 2 satiation, 3 money, 4 start cell,
-// 5 + i the cell of the level's i-th building, 5 + 14 whether the start is random; a slot is reserved whether or not
-// the arguments use it, so the same seed gives the same map with and without random_start.
+// State is a structure of arrays (one array per quantity, one element per environment), allocated once.  Random numbers
+// are drawn at the start of an episode only.  They are a function of the environment's seed, its episode number and a
+// slot, so what an environment does never depends on its neighbours.  The slots are 0 for the hour, 1 for energy, 2 for
+// satiation, 3 for money, 4 for the start cell, 5 + i for the cell of the level's i-th building, and 5 + 14 for whether
+// the start is random.  A slot is reserved whether or not the arguments use it, so the same seed gives the same map
+// with and without random_start.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +27,12 @@ struct TownConfig {
   bool partial = true;
   bool kinds = false;  // window="kind"
   int radius = 2;
-  int knots = 0;  // of the position, along each axis
-  bool wellbeing = false;
+  int knots = 0;              // knots of the position along each axis; 0 for none
+  bool wellbeing = false;     // reward="wellbeing"
   double random_start = 0.0;  // share of the episodes whose meters are drawn
 };
 
-// Where one step writes, each array [num_envs, ...], row-major.
+// Where one step writes.  Each array is row-major and its first axis is the environments, E = num_envs.
 struct TownOutput {
   float* obs;              // [E, obs_size]
   double* reward;          // [E]
@@ -54,18 +55,18 @@ class Town {
 
   void seed(int e, std::uint64_t key);
   void reset(int e);  // starts the environment's next episode
-  // One tick of every environment.  One whose episode ended at the step before starts the next episode instead
-  // (NEXT_STEP autoreset): its action is not looked at and its reward is 0.
+  // Takes one tick in every environment.  An environment whose episode ended at the step before starts the next episode
+  // instead (NEXT_STEP autoreset): its action is ignored and its reward is 0.
   void step(const std::int64_t* actions, const TownOutput& out);
   void observe(int e, float* obs, bool* legal) const;
-  void rebuild_map(int e);  // after `state.cells` was changed from outside
+  void rebuild_map(int e);  // to be called after `state.cells` was changed from outside
 
-  // Everything that a continuation needs, one element (or row) per environment.
+  // Everything that a continuation needs, with one element (or row) for each environment.
   struct State {
-    std::vector<std::uint64_t> key, episode;  // episode: number of the next one
+    std::vector<std::uint64_t> key, episode;  // episode: the number of the next one
     std::vector<double> meters;               // [kMeters, E]
     std::vector<std::int32_t> cents, x, y, hour, progress, survival;
-    std::vector<std::uint8_t> done;   // the episode is over: the next step starts another
+    std::vector<std::uint8_t> done;   // the episode is over, and the next step starts another
     std::vector<std::int32_t> cells;  // [E, num_buildings], y * size + x
     std::vector<double> depletion;
   } state;
@@ -79,13 +80,13 @@ class Town {
   TownConfig config_;
   int num_envs_, obs_size_;
   std::vector<int> kinds_;
-  std::array<double, rules::kMeters> passive_{}, moving_{};  // of this level, at depletion 1
-  std::array<rules::Effect, rules::kBuildings> whole_{};     // temporal=False: all ticks and the completion at once
-  // Map codes with a border as wide as the window's radius, so that reading a window needs no bounds check.
+  std::array<double, rules::kMeters> passive_{}, moving_{};  // losses in this level at depletion 1
+  std::array<rules::Effect, rules::kBuildings> whole_{};  // with temporal=False: all ticks and the completion at once
+  // Map codes.  The border is as wide as the window's radius, so reading a window needs no bounds check.
   std::vector<std::uint8_t> map_;  // [E, pitch, pitch]
   int pad_, pitch_;
   std::size_t map_size_;
-  std::vector<std::int32_t> scratch_;  // cells being drawn from
+  std::vector<std::int32_t> scratch_;  // the cells that buildings are drawn from
   std::array<float, rules::kHours> sin_{}, cos_{};
 };
 

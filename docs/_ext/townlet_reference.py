@@ -5,9 +5,9 @@ meaning. `{townlet-commands}` writes the options of each command. `{townlet-name
 in `MODULE.__all__`, or for each public function where there is none; `{townlet-types} NAME ...` for classes that the
 public ones take and return, wherever in the package they live. None of them can fall behind the code.
 
-The rest serves the docstrings. Fields take the comments beside them as their text, because that is where their shapes
-are. Lines of the form `name: meaning` become a list. And an annotation that names a class of the package by any module
-leads to the entry of that class.
+The rest serves the docstrings. Each name in a class's section `Attributes:` is an entry with the text there, so that
+the search finds it and its shape. An annotation that names a class of the package by any module leads to the entry of
+that class.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Settings(Written):
         yield ""
         yield f"   {escaped(sentence(field.metadata['meaning']))}"
         yield ""
-        limits = [f"{k} {v}" for k, v in field.metadata.items() if k != "meaning" and isinstance(v, int | float)]
-        yield f"   Flag: ``--{field.name.replace('_', '-')}``." + f" Range: {', '.join(limits)}." * bool(limits)
+        words = field.metadata["range"].words
+        yield f"   Flag: ``--{field.name.replace('_', '-')}``." + f" Range: {words}." * bool(words)
         yield ""
 
 
@@ -178,7 +178,8 @@ class Names(Written):
             if name == "Config":
                 continue  # on the page of the settings
             if inspect.isclass(value):
-                yield from (f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:", "")
+                yield from (f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:")
+                yield from (f"   :exclude-members: {', '.join(attributes(value))}", "")
             elif inspect.isroutine(value):
                 yield from (f".. autofunction:: {module}.{name}", "")
             else:
@@ -206,64 +207,41 @@ def classes_called(name: str) -> list[type]:
 # ---- docstrings -----------------------------------------------------------------------------------------------------
 
 COLON = "\N{MODIFIER LETTER COLON}"
-ITEM = re.compile(r"([\w-]+): (.*)")
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Make lists of lines `name: meaning`, and keep a property's first line from being read as `type: meaning`."""
+    """Keep texts with colons from being read as `type: meaning`: of properties, and of what is returned."""
     if what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(":", COLON)
-    paragraphs = "\n".join(lines).split("\n\n")
-    lines[:] = "\n\n".join(as_list(paragraph) for paragraph in paragraphs).split("\n")
+    start, end = section(lines, "Returns:")
+    lines[start:end] = [line.replace(":", COLON) for line in lines[start:end]]
 
 
-def as_list(paragraph: str) -> str:
-    """A paragraph of two or more lines `name: meaning`, longer ones indented below, as a list; any other as it is."""
-    lines = paragraph.strip("\n").split("\n")
-    items = [ITEM.fullmatch(line) for line in lines if not line.startswith("    ")]
-    if len(items) < 2 or not all(items):
-        return paragraph
-    return "\n".join(f"  {line.strip()}" if line.startswith(" ") else ITEM.sub(r"- ``\1``: \2", line) for line in lines)
+def section(lines: list[str], heading: str) -> tuple[int, int]:
+    """The first line below the heading of a docstring's section, and the line behind its last one."""
+    start = lines.index(heading) + 1 if heading in lines else len(lines)
+    end = start
+    while end < len(lines) and (not lines[end] or lines[end].startswith("    ")):
+        end += 1
+    return start, end
+
+
+def attributes(cls: type) -> list[str]:
+    """The names in the section `Attributes:` of a class, which become entries of their own with the text there."""
+    lines = (inspect.getdoc(cls) or "").split("\n")
+    start, end = section(lines, "Attributes:")
+    return [found[1] for line in lines[start:end] if (found := re.match(r"    (\w+): ", line))]
 
 
 def mend_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Give fields the comments beside them; keep absolute values from being markup."""
-    parent, _, attribute = name.rpartition(".")
-    owner = resolved(parent)
-    if inspect.isclass(owner) and attribute in getattr(owner, "_fields", getattr(owner, "__dataclass_fields__", ())):
-        named_tuple = issubclass(owner, tuple)  # whose own text is "Alias for field number 0"
-        if named_tuple or not any(lines):
-            text = comments_beside(owner).get(attribute, "")
-            lines[:] = [sentence(shape_as_code(escaped(text)))] if text else []
+    """Keep absolute values from being markup."""
     lines[:] = [line if line.startswith("    ") else without_bars(line).replace(COLON, ":") for line in lines]
-
-
-def comments_beside(cls: type) -> dict[str, str]:
-    """Field -> the comment on its line, for a class whose fields are annotated names."""
-    found = re.findall(r"^    (\w+): [^#\n]*#[ \t]*(.+)$", inspect.getsource(cls), flags=re.MULTILINE)
-    return {name: text.strip() for name, text in found}
-
-
-def shape_as_code(text: str) -> str:
-    """The shape and type that a comment begins with, in backticks."""
-    return re.sub(r"^((?:\w+ )?\[[^\]]*\](?: (?:int64|bool|float)\b)?)", r"``\1``", text, count=1)
 
 
 def without_bars(line: str) -> str:
     """|x| is an absolute value here, never a substitution."""
     parts = re.split(r"(`+[^`]*`+)", line)
     return "".join(part if part.startswith("`") else re.sub(r"(?<!\\)\|", r"\|", part) for part in parts)
-
-
-def resolved(path: str) -> Any:
-    """What a dotted path names, or None."""
-    parts = path.split(".")
-    for n in range(len(parts), 0, -1):
-        if (value := sys.modules.get(".".join(parts[:n]))) is not None:
-            for part in parts[n:]:
-                value = getattr(value, part, None)
-            return value
-    return None
 
 
 def by_last_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Node | None:

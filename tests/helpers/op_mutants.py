@@ -1,7 +1,8 @@
 """Broken twins: the reference with one of its parts replaced, each in the way of a mistake that real projects made.
 
-tests/test_traps.py asserts that the checks of each trap fail for them. `broken` turns a function that returns replaced
-parts of `townlet.ops.reference` into a td_unroll that runs with them; a part that no longer exists is an error.
+tests/traps/test_traps.py asserts that the checks of each trap fail for them. `broken` turns a function that returns
+replaced parts of `townlet.ops.reference` into a td_unroll that runs with them; a part that no longer exists is an
+error.
 """
 
 from __future__ import annotations

@@ -129,6 +129,8 @@ def test_every_op_is_sampled() -> None:
             "isa",
             "isa_levels",
             "last_scratch",
+            "last_item_first",
+            "item_order",
             "td_unroll_scratch",
             "pack_size",
             "encoder_size",

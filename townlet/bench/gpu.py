@@ -1,4 +1,4 @@
-"""Timing on a GPU: CUDA events, the peaks that products, copies and launches reach, and what bounds an update's parts.
+"""Timing on a GPU with CUDA events, the peaks of products, copies and launches, and what bounds an update's parts.
 
 Symbols: P members, B sequences, S transitions, T = S + 1 observations, D features, H LSTM units, A actions.
 """
@@ -19,15 +19,24 @@ from .timing import Timing
 def interleave(
     calls: Mapping[str, Callable[[], Any]], *, rounds: int = 20, sample: float = 5e-3, budget: float = 20.0
 ) -> dict[str, Timing]:
-    """Seconds per call on the GPU, candidates in turns: CUDA events around calls that are queued without a wait.
+    """Time candidates on the GPU in turns, with CUDA events around calls that are queued without a wait.
 
-    The arguments are those of `timing.interleave`. The GPU is idle at the start of a sample, so the time that the CPU
-    takes to queue a call counts where it is longer than the GPU's own.
+    The GPU is idle at the start of a sample. So the time that the CPU takes to queue a call counts where it is longer
+    than the GPU's own.
+
+    Args:
+        calls: name -> what to time.
+        rounds: samples of each candidate.
+        sample: seconds that a sample should last at least.
+        budget: seconds for all of it, about. Rounds are left out to keep to it, but three are always measured.
+
+    Returns:
+        Name -> seconds per call.
     """
     inner: dict[str, int] = {}
     cost = 0.0
     for name, call in calls.items():
-        for _ in range(3):  # algorithms are chosen, kernels compiled
+        for _ in range(3):  # the first calls choose algorithms and compile kernels
             call()
         torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -53,7 +62,12 @@ def interleave(
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What this GPU reaches now: `fp32` and `bf16` FLOP/s of torch.mm, `bytes` a second copied, seconds a `launch`."""
+    """What this GPU reaches now.
+
+    Returns:
+        The FLOP/s of torch.mm as "fp32" and "bf16", the bytes copied per second as "bytes", and the seconds that a
+        kernel launch takes as "launch".
+    """
     n = 4096
     square = torch.rand(n, n, device=device)
     half, wide = square.bfloat16(), torch.zeros(2**26, device=device)
@@ -73,13 +87,18 @@ def peaks(device: torch.device) -> dict[str, float]:
 
 
 class Work(NamedTuple):
-    """The least that a part of an update has to do: operations, and bytes that meet the GPU's memory once."""
+    """The least that a part of an update has to do.
+
+    Attributes:
+        flops: floating-point operations.
+        bytes: bytes to and from the GPU's memory, each counted once.
+    """
 
     flops: float
     bytes: float
 
     def bound(self, peak: float, bandwidth: float) -> float:
-        """Seconds that neither arithmetic nor memory lets it stay below."""
+        """The least seconds that arithmetic (``peak`` FLOP/s) and memory (``bandwidth`` bytes/s) allow."""
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
@@ -88,10 +107,14 @@ OTHER = "everything else"
 
 
 def work(shape: Shape, weight_bytes: int) -> dict[str, Work]:
-    """Part -> `Work` of an update: both networks forward, the online one back, no gradient of features.
+    """The work of an update, by part.
 
-    weight_bytes: of a recurrent weight, 4 or 2. `products` are those over all of time: projections of the inputs, head,
-    weight gradients.
+    Both networks run forward and the online one back, without a gradient of the features. PRODUCTS are those over the
+    whole sequence at once: projections of the inputs, head, weight gradients.
+
+    Args:
+        shape: the sizes of the update.
+        weight_bytes: the bytes of a recurrent weight, 4 or 2.
     """
     B, S, D, H, P, A = shape
     T, gates = S + 1, 4 * H
@@ -99,19 +122,19 @@ def work(shape: Shape, weight_bytes: int) -> dict[str, Work]:
     state = B * T * 4  # bytes of one number for each observation
     products = 2 * (2 * gates * D * B * T) + 2 * (2 * A * H * B * T) + 2 * gates * (D + H) * B * S + 4 * A * H * B * S
     return {
-        # projections read; of the online network outputs, gates and cells are kept, of the target its outputs
+        # The projections are read. The online network keeps its outputs, gates and cells, the target its outputs.
         FORWARD: Work(P * forward, P * (2 * state * gates + state * (gates + 2 * H) + state * H)
                       + 2 * P * gates * H * weight_bytes),
-        # gates read and turned into their gradients, cells and the outputs' gradients read
+        # The gates are read and turned into their gradients. The cells and the outputs' gradients are read.
         BACKWARD: Work(P * 2 * gates * H * B * S, P * 4 * B * S * (2 * gates + 2 * H) + P * gates * H * weight_bytes),
-        TD: Work(0.0, P * 3 * state * A),  # both networks' values read, their gradient written
+        TD: Work(0.0, P * 3 * state * A),  # both networks' values are read, and their gradient is written
         PRODUCTS: Work(P * products, P * (2 * state * (D + gates) + 2 * state * H + state * (gates + D + H)
                                           + 4 * gates * (D + H) * 4)),
     }  # fmt: skip
 
 
 def part_of(kernel: str) -> str:
-    """Which part of an update a kernel of that name belongs to."""
+    """The part of an update that a kernel of this name belongs to."""
     if "townlet" in kernel:
         own = {"forward": FORWARD, "backward": BACKWARD, "td_kernel": TD}
         return next((part for word, part in own.items() if word in kernel), OTHER)
@@ -120,14 +143,19 @@ def part_of(kernel: str) -> str:
 
 
 class Spent(NamedTuple):
-    """Seconds on the GPU and kernels launched, per call."""
+    """What a part of an update took per call: seconds on the GPU, and kernels launched."""
 
     seconds: float
     launches: float
 
 
 def profile(call: Callable[[], Any], calls: int = 10) -> dict[str, Spent]:
-    """Part -> what its kernels took in a call, as the GPU itself counts (CUPTI, through torch.profiler)."""
+    """What the kernels of each part took per call, as the GPU itself counts (CUPTI, through torch.profiler).
+
+    Args:
+        call: the update.
+        calls: how many calls to average over.
+    """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as watch
 

@@ -1,4 +1,4 @@
-"""The machine a figure was measured on: processors, load, and the most that its cores can do."""
+"""The machine that a figure was measured on: its processors, its load, and the most that its cores can do."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ _THREADS = Path("/proc/self/task")
 
 
 def pin(threads: int) -> list[int]:
-    """Give torch `threads` threads and this process as many processors; returns those (empty where unsupported).
+    """Give torch ``threads`` threads, and this process as many processors.
 
-    Every thread that exists already is moved too. The highest-numbered processors that the process was started with
-    are taken: the lowest serve interrupts on many machines.
+    Threads that exist already are moved too. The process gets the highest-numbered of the processors that it was
+    started with, because the lowest serve interrupts on many machines.
+
+    Returns:
+        The processors' numbers; an empty list where the system cannot pin a process.
 
     Raises:
         ValueError: there are fewer processors than threads.
@@ -36,7 +39,7 @@ def pin(threads: int) -> list[int]:
     for task in os.listdir(_THREADS) if _THREADS.exists() else ["0"]:
         try:
             os.sched_setaffinity(int(task), chosen)
-        except ProcessLookupError:  # it has ended since
+        except ProcessLookupError:  # the thread has ended in the meantime
             continue
     return chosen
 
@@ -49,8 +52,8 @@ def processors() -> int:
     return len(_ALLOWED) or os.cpu_count() or 1
 
 
-def describe() -> dict[str, Any]:
-    """What a reader of the figures needs to know: plain values."""
+def machine_facts() -> dict[str, Any]:
+    """What a reader of the figures needs to know of the machine and the build, as plain values."""
     return {
         "cpu": cpu_name(),
         "processors": processors(),
@@ -68,7 +71,7 @@ def describe() -> dict[str, Any]:
 
 
 def _caches() -> str:
-    """Caches of processor 0, as the kernel lists them; empty where it does not."""
+    """The caches of processor 0 as the kernel lists them; an empty text where it does not."""
     found = []
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
@@ -84,14 +87,19 @@ def _read(path: Path) -> str:
 
 
 class LoadWatch:
-    """What else ran while something was measured: `report()` covers the time since the object was made."""
+    """Watches what else the machine does while something is measured, from the moment the object is made."""
 
     def __init__(self) -> None:
         self._load = _load_average()
         self._before = _cpu_times()
 
-    def report(self) -> dict[str, Any]:
-        """load_before and load_after (1 minute), and the share of processor time that the hypervisor gave to others."""
+    def so_far(self) -> dict[str, Any]:
+        """What ran since the object was made.
+
+        Returns:
+            The load averages over one minute as "load_before" and "load_after", and the share of processor time that
+            the hypervisor gave to others as "steal", which is None where the system does not say.
+        """
         after = _cpu_times()
         steal = None
         if self._before and after and sum(after) > sum(self._before):
@@ -107,7 +115,7 @@ def _load_average() -> float | None:
 
 
 def _cpu_times() -> list[int]:
-    """user, nice, system, idle, iowait, irq, softirq, steal since boot; empty where there is no /proc/stat."""
+    """Time since boot in user, nice, system, idle, iowait, irq, softirq, steal; [] where there is no /proc/stat."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             numbers = [int(n) for n in file.readline().split()[1:9]]
@@ -117,9 +125,15 @@ def _cpu_times() -> list[int]:
 
 
 def peaks(threads: int, seconds: float = 0.3) -> dict[str, float]:
-    """The most that `threads` cores do, FLOP/s: `fp32` and `bf16` (register-only loops), `mm` (torch, 1024^3).
+    """The most FLOP/s that ``threads`` cores reach.
 
-    `bf16` is 0 where the CPU has no bfloat16 dot product.
+    Args:
+        threads: the number of cores.
+        seconds: how long each peak is measured.
+
+    Returns:
+        "fp32" and "bf16" from loops on registers alone, and "mm" from torch.mm of 1024 x 1024 matrices. "bf16" is 0
+        where the CPU has no bfloat16 dot product.
     """
     found = {"fp32": _loop_peak(False, threads, seconds), "bf16": _loop_peak(True, threads, seconds)}
     a, b = torch.ones(1024, 1024), torch.ones(1024, 1024)

@@ -1,7 +1,7 @@
-"""What a user of plain PyTorch would write: the same update from LSTM cells or modules, autograd doing the rest.
+"""What a user of plain PyTorch would write: the same update from LSTM cells or modules and autograd.
 
-Each function takes a `Problem` of one member and returns a callable -> `problem.Gradients`. Inputs lie time-major and
-in the dtype that the peer computes in before the clock starts, which is kind to the peers.
+Each function takes a `Problem` of one member and returns a callable that returns `problem.Gradients`. Before the clock
+starts, the inputs are already time-major and in the dtype that the peer computes in, which favours the peers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ Loss = Callable[..., Tensor]
 
 
 def td_loss(q: Tensor, q_target: Tensor, action: Tensor, reward: Tensor, going: Tensor, gamma: float) -> Tensor:
-    """One-step double-Q Huber loss: q, q_target [S+1, B, A]; action, reward, going (1 unless terminated) [S, B]."""
+    """The one-step double-Q Huber loss.
+
+    Args:
+        q: the online network's Q-values, ``[S + 1, B, A]``.
+        q_target: the target network's Q-values, ``[S + 1, B, A]``.
+        action: the actions taken, ``[S, B]``.
+        reward: the rewards, ``[S, B]``.
+        going: 1 unless the episode terminated, ``[S, B]``.
+        gamma: the discount per step.
+    """
     with torch.no_grad():
         best = q[1:].argmax(-1, keepdim=True)
         y = reward + gamma * going * q_target[1:].gather(-1, best).squeeze(-1)
@@ -31,15 +40,14 @@ def td_loss(q: Tensor, q_target: Tensor, action: Tensor, reward: Tensor, going: 
 
 
 class Net(nn.Module):
-    """nn.LSTM and a linear head, with the weights of one member of a problem's network."""
+    """`torch.nn.LSTM` and a linear head, with the weights of one member of a problem's network."""
 
     def __init__(self, params: RecurrentQParams, member: int = 0, dtype: torch.dtype = torch.float32):
         super().__init__()
         w_ih, w_hh, bias, w_q, b_q = (w[member].detach() for w in params if w is not None)
         like: dict[str, Any] = {"device": w_ih.device, "dtype": dtype}
-        self.lstm = nn.LSTM(
-            w_ih.shape[1], w_hh.shape[1], **like
-        )  # on a GPU in the one block of memory that cuDNN wants
+        # Made where it will run, so that on a GPU its weights are in the one block of memory that cuDNN wants.
+        self.lstm = nn.LSTM(w_ih.shape[1], w_hh.shape[1], **like)
         self.head = nn.Linear(w_q.shape[1], w_q.shape[0], **like)
         with torch.no_grad():
             values = (w_ih, w_hh, bias, torch.zeros_like(bias), w_q, b_q)
@@ -47,13 +55,13 @@ class Net(nn.Module):
                 mine.copy_(value)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
-        """x [S+1, B, D], h and c [1, B, H] -> Q [S+1, B, A] in float32."""
+        """Q-values ``[S + 1, B, A]`` in float32, from x ``[S + 1, B, D]`` and the state h, c ``[1, B, H]``."""
         y, _ = self.lstm(x, (h, c))
         return self.head(y).float()
 
 
 class Inputs:
-    """One member's batch, time-major: features in `dtype`, the rest float32."""
+    """One member's batch, time-major. Features and states are in ``dtype``, the rest is float32."""
 
     def __init__(self, problem: Problem, member: int = 0, dtype: torch.dtype = torch.float32):
         b, p = problem.batch, member
@@ -68,13 +76,13 @@ class Inputs:
 
 
 def _gradients(loss: Tensor, gradients: tuple[Tensor, ...]) -> Gradients:
-    """In the order of problem.NAMES: of the LSTM's two biases, one."""
+    """The gradients in the order of problem.NAMES, with one of the LSTM's two biases left out."""
     w_ih, w_hh, bias, _, w_q, b_q = gradients
     return [v.detach().unsqueeze(0) for v in (loss, w_ih, w_hh, bias, w_q, b_q)]
 
 
 def module_loss(online: nn.Module, target: nn.Module, i: Inputs) -> Tensor:
-    """The loss of one member from two networks."""
+    """The loss of one member from its online and its target network."""
     with torch.no_grad():
         q_target = target(i.target, i.h, i.c)
     return td_loss(online(i.online, i.h, i.c), q_target, i.action, i.reward, i.going, i.gamma)
@@ -82,7 +90,7 @@ def module_loss(online: nn.Module, target: nn.Module, i: Inputs) -> Tensor:
 
 @contextmanager
 def cudnn_tf32(allowed: bool) -> Iterator[None]:
-    """Inside, whether cuDNN may round float32 operands to TF32, which torch lets it do by default; then as before."""
+    """Inside, allow or forbid cuDNN to round float32 operands to TF32, which torch allows by default."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = allowed
     try:
@@ -94,9 +102,14 @@ def cudnn_tf32(allowed: bool) -> Iterator[None]:
 def nn_lstm(
     problem: Problem, dtype: torch.dtype = torch.float32, loss: Loss = module_loss, *, tf32: bool = False
 ) -> Update:
-    """Two nn.LSTM calls, the TD loss and autograd; with bfloat16, weights, inputs and states are bfloat16.
+    """The update from two `torch.nn.LSTM` calls, the TD loss and autograd.
 
-    tf32: on a GPU, float32 operands may be rounded to TF32. Without it float32 means float32, whatever torch's default.
+    Args:
+        problem: an update of one member.
+        dtype: the dtype of weights, inputs and states.
+        loss: computes the loss from the two networks.
+        tf32: whether float32 operands may be rounded to TF32 on a GPU. If not, float32 means float32, whatever torch's
+            default.
     """
     online, target = Net(problem.online, dtype=dtype), Net(problem.target, dtype=dtype)
     inputs, weights = Inputs(problem, dtype=dtype), list(online.parameters())
@@ -110,7 +123,7 @@ def nn_lstm(
 
 
 def nn_lstm_autocast(problem: Problem) -> Update:
-    """`nn_lstm` with float32 weights and inputs under torch.autocast to bfloat16."""
+    """The update of `nn_lstm` with float32 weights and inputs, under torch.autocast to bfloat16."""
     run = nn_lstm(problem)
 
     def update() -> Gradients:
@@ -137,7 +150,7 @@ class _CellNet(nn.Module):
 
 
 def step_loop(problem: Problem) -> Update:
-    """nn.LSTMCell in a Python loop over the steps, both networks, and autograd."""
+    """The update from `torch.nn.LSTMCell` in a Python loop over the steps, for both networks, and autograd."""
     online, target = _CellNet(Net(problem.online)), _CellNet(Net(problem.target))
     inputs, weights = Inputs(problem), list(online.parameters())
 

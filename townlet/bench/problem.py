@@ -1,4 +1,4 @@
-"""Random updates to time, what they cost, and the check against the twin that comes before any timing.
+"""Random updates to time, the operations they take, and the check against the twin that precedes any timing.
 
 Symbols: P members, B sequences, S transitions, D features, H LSTM units, A actions.
 """
@@ -16,24 +16,25 @@ from .. import ops
 from ..ops import RecurrentQParams, SequenceBatch, TDOutput, TDSpec, reference
 
 TF32: Final = "TF32"
-"""Float32 operands that a GPU rounds to 11 significant bits before it multiplies them: not a dtype of torch's."""
+"""Float32 operands that a GPU rounds to 11 significant bits before it multiplies them. It is no dtype of torch's."""
 
 Precision = torch.dtype | Literal["TF32"]
 
 TOLERANCE: Mapping[Precision, float] = {torch.float32: 2e-5, TF32: 4e-3, torch.bfloat16: 3e-2}
-"""Largest error allowed, relative to the largest value of the tensor compared.
+"""The largest error allowed, relative to the largest value of the tensor compared.
 
-Seen: 3e-6, 1.1e-3 and 9e-3. The second was seen on a CPU, with an LSTM whose operands were cut off after 11 bits; with
-operands rounded to nearest it was 4e-4. No GPU has run it yet.
+Errors of 3e-6, 1.1e-3 and 9e-3 were seen. The second was seen on a CPU, with an LSTM whose operands were cut off after
+11 bits; with operands rounded to nearest it was 4e-4. No GPU has run it yet.
 """
 
 Gradients = Sequence[Tensor]
-"""Loss [P], then gradients of w_ih [P, 4H, D], w_hh, bias [P, 4H], w_q [P, A, H], b_q [P, A]."""
+"""The loss ``[P]``, then the gradients of w_ih ``[P, 4H, D]``, w_hh ``[P, 4H, H]``, bias ``[P, 4H]``, w_q ``[P, A, H]``
+and b_q ``[P, A]``."""
 NAMES = ("loss", "w_ih", "w_hh", "bias", "w_q", "b_q")
 
 
 class WrongResult(ValueError):
-    """What was about to be timed does not compute the update."""
+    """A candidate that was about to be timed does not compute the right result."""
 
 
 class Shape(NamedTuple):
@@ -52,17 +53,26 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of a full update; gates and head not counted, nor gradients to features.
+        """The multiplications and additions of a full update.
 
-        Both networks' unrolls, 2 * 8H(D + H) per observation; back through time, 8H^2, and the weights' gradients,
-        8H(D + H), per transition.
+        The unrolls of both networks take 2 * 8H(D + H) for each observation. For each transition, going back through
+        time takes 8H^2, and the weights' gradients take 8H(D + H). Gates, head and gradients to features are not
+        counted.
         """
         B, S, D, H, P, _ = self
         return float(P * B * (2 * 8 * H * (D + H) * (S + 1) + (8 * H * H + 8 * H * (D + H)) * S))
 
 
 class Problem(NamedTuple):
-    """One update: linear head, double Q, one-step Huber targets, every transition real."""
+    """One update with a linear head, double Q-learning, one-step targets and the Huber loss. Every transition is real.
+
+    Attributes:
+        shape: its sizes.
+        online: the online network.
+        target: the target network.
+        batch: the sequences.
+        spec: the settings of the operator.
+    """
 
     shape: Shape
     online: RecurrentQParams
@@ -72,7 +82,7 @@ class Problem(NamedTuple):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The tensors that gradients are formed for, in the order of NAMES[1:]."""
+        """The tensors whose gradients are computed, in the order of NAMES[1:]."""
         return [w for w in self.online if w is not None]
 
     def on(self, device: torch.device) -> Problem:
@@ -86,10 +96,16 @@ class Problem(NamedTuple):
 
 
 def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torch.float32, seed: int = 0) -> Problem:
-    """A random update in float32. resets: share of observations that open an episode (the one before terminated).
+    """Draw a random update in float32.
 
-    The target is the online network a little off, as after a sync: where rounding to bfloat16 makes another action the
-    greedy one, its value is about the same, and results stay comparable.
+    The target network differs a little from the online one, as after a sync. Where rounding to bfloat16 makes another
+    action the greedy one, that action's value is therefore about the same, and results stay comparable.
+
+    Args:
+        shape: the sizes.
+        resets: the share of observations that begin an episode. The transition before such an observation terminates.
+        compute_dtype: the dtype of the operands.
+        seed: the seed of all numbers.
     """
     B, S, D, H, P, A = shape
     g = torch.Generator().manual_seed(seed)
@@ -124,10 +140,16 @@ def draw(shape: Shape, *, resets: float = 0.0, compute_dtype: torch.dtype = torc
 
 
 def ours(problem: Problem, td_unroll: Callable[..., TDOutput] | None = None) -> Callable[[], Gradients]:
-    """The fused operator on `problem` as a callable without arguments -> Gradients.
+    """The fused operator on a problem, called as a learner calls it.
 
-    As a learner calls it: its target packed beforehand, gradients into buffers that stay. td_unroll: another operator;
-    tests hand in broken ones.
+    The target is packed beforehand, and gradients are written into buffers that are kept.
+
+    Args:
+        problem: the update.
+        td_unroll: another operator in place of the fused one; tests pass broken ones.
+
+    Returns:
+        A callable without arguments that returns the gradients.
     """
     weights = problem.weights
     packed = ops.pack(problem.target, problem.spec.compute_dtype)
@@ -142,7 +164,7 @@ def ours(problem: Problem, td_unroll: Callable[..., TDOutput] | None = None) -> 
 
 
 def expected(problem: Problem) -> Gradients:
-    """The twin's results in float64, operands not rounded."""
+    """The results of the float64 twin, which rounds no operand."""
 
     def double(values: Any) -> Any:
         return type(values)._make(v.detach().double() if v is not None and v.is_floating_point() else v for v in values)
@@ -154,10 +176,19 @@ def expected(problem: Problem) -> Gradients:
 
 
 def check(name: str, got: Gradients, want: Gradients, precision: Precision = torch.float32) -> float:
-    """The largest error, relative to the largest value of its tensor.
+    """Compare a candidate's results with the twin's.
+
+    Args:
+        name: what a message calls the candidate.
+        got: the candidate's results.
+        want: the twin's results.
+        precision: what the candidate computes in, which decides the tolerance.
+
+    Returns:
+        The largest error, relative to the largest value of its tensor.
 
     Raises:
-        WrongResult: the error is above TOLERANCE[precision]; the candidate and the tensor are named.
+        WrongResult: the error is above ``TOLERANCE[precision]``. The message names the candidate and the tensor.
     """
     worst = 0.0
     for what, a, b in zip(NAMES, got, want, strict=True):
@@ -166,15 +197,25 @@ def check(name: str, got: Gradients, want: Gradients, precision: Precision = tor
         error = float((a.detach().double() - b).abs().max() / b.abs().max().clamp(min=1e-12))
         if not error <= TOLERANCE[precision]:
             raise WrongResult(
-                f"{name}: {what} is off by {error:.1e} of its largest value; at most {TOLERANCE[precision]:.0e} "
-                "is allowed; not timed"
+                f"{name}: {what} is off by {error:.1e} of its largest value; expected at most "
+                f"{TOLERANCE[precision]:.0e}; not timed"
             )
         worst = max(worst, error)
     return worst
 
 
 def judge(name: str, call: Callable[[], Gradients], want: Gradients, precision: Precision) -> float | str:
-    """The error of a peer's result; or in words why the peer must not be timed: its result is wrong, or it fails."""
+    """Check a peer, which may be wrong or fail without ending the benchmark.
+
+    Args:
+        name: what a message calls the peer.
+        call: the peer.
+        want: the twin's results.
+        precision: what the peer computes in.
+
+    Returns:
+        The error of its result, or a sentence that says why the peer must not be timed.
+    """
     try:
         return check(name, call(), want, precision)
     except WrongResult as error:

@@ -1,4 +1,7 @@
-"""What a suite measured, as plain values: tables, bars and the machine; JSON on disk, text or Markdown to read."""
+"""What a suite measured, as plain values (tables, bars and the machine), and how it is stored and shown.
+
+It is stored as JSON and shown as text or Markdown. A bar is a figure that a suite is asked to reach.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,42 @@ from . import machine
 from .timing import Timing
 
 VERSION = 1
-"""Of the JSON's layout."""
+"""The version of the JSON's layout."""
 
 Column = tuple[str, str, str]
-"""Key in a row, heading, format: a format specification, with "x" or "%" behind it where that is the unit."""
+"""A key in a row, a heading and a format specification, which may end in the unit "x" or "%"."""
 
 TIMES: tuple[Column, ...] = (("median", "median ms", ".3f"), ("minimum", "min ms", ".3f"))
 
 
-class Report:
-    """Collects a suite's results.
+class Measurements:
+    """Collects what a suite measures.
 
     Args:
-        suite: its name.
+        suite: the suite's name.
         title: one line for the reader.
-        threads: what torch was given.
-        settings: whatever else a result depends on; a finished report is taken over by a resumed run if these are
-            equal.
+        threads: the number of threads that torch was given.
+        settings: whatever else a result depends on. A resumed run keeps finished results if these are equal.
+
+    Attributes:
+        device: the GPU that was measured; None for the CPU.
+        peaks: the peaks of the machine, by name.
+        tables: the tables, each with title, columns and rows.
+        bars: the figures that were asked for, and what was measured.
+        notes: lines below the tables.
     """
 
     def __init__(self, suite: str, title: str, *, threads: int, settings: Mapping[str, Any] | None = None):
         self.suite, self.title, self.threads = suite, title, threads
         self.settings = dict(settings or {})
-        self.device: str | None = None  # the GPU that was measured; None for the CPU
+        self.device: str | None = None
         self.peaks: dict[str, float] = {}
         self.tables: list[dict[str, Any]] = []
         self.bars: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._watch = machine.LoadWatch()
 
-    def start(self) -> Report:
+    def start(self) -> Measurements:
         """Pin the process and measure the peaks."""
         self.cpus = machine.pin(self.threads)
         self.peaks = machine.peaks(self.threads)
@@ -54,7 +63,15 @@ class Report:
             self.peaks[name] = max(self.peaks[name], value)
 
     def table(self, title: str, columns: Iterable[Column]) -> list[dict[str, Any]]:
-        """A new table; the rows to append to it (a missing key leaves its cell empty)."""
+        """Add a table.
+
+        Args:
+            title: the table's title.
+            columns: its columns.
+
+        Returns:
+            The table's rows, to append to. A key that is missing in a row leaves its cell empty.
+        """
         rows: list[dict[str, Any]] = []
         self.tables.append({"title": title, "columns": [list(c) for c in columns], "rows": rows})
         return rows
@@ -69,7 +86,16 @@ class Report:
         form: str = ".2fx",
         most: bool = False,
     ) -> None:
-        """Hold the worst of `values` (case -> value) against what is asked for; most: the bar is an upper one."""
+        """Compare the worst of some values with what is asked for.
+
+        Args:
+            work: what was measured.
+            values: case -> value.
+            bar: what is asked for.
+            aim: what would be better still; None for nothing.
+            form: the values' format, as in `Column`.
+            most: whether values may be at most ``bar`` rather than at least.
+        """
         if not values:
             return
         where = (max if most else min)(values, key=lambda case: values[case])
@@ -84,11 +110,12 @@ class Report:
         )
 
     def note(self, text: str) -> None:
-        """A line below the tables."""
+        """Add a line below the tables, unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
     def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
         return {
             "version": VERSION,
             "suite": self.suite,
@@ -97,8 +124,8 @@ class Report:
             "cpus": getattr(self, "cpus", []),
             "settings": self.settings,
             "device": self.device,
-            "machine": machine.describe(),
-            "load": self._watch.report(),
+            "machine": machine.machine_facts(),
+            "load": self._watch.so_far(),
             "peaks": self.peaks,
             "tables": self.tables,
             "bars": self.bars,
@@ -107,7 +134,16 @@ class Report:
 
 
 def times(timing: Timing, flops: float = 0.0, peak: float = 0.0) -> dict[str, float]:
-    """A row's cells: median and minimum in ms; with flops, GFLOP/s at the minimum; with peak, the share of it."""
+    """The cells of a row that tell a time.
+
+    Args:
+        timing: the time.
+        flops: the operations of a call; 0 leaves out GFLOP/s and the share.
+        peak: the most FLOP/s possible; 0 leaves out the share.
+
+    Returns:
+        The median and the minimum in ms, the number of samples, GFLOP/s at the minimum, and the share of the peak.
+    """
     row = {"median": timing.median * 1e3, "minimum": timing.minimum * 1e3, "samples": timing.samples}
     if flops:
         row["gflops"] = flops / timing.minimum / 1e9
@@ -117,13 +153,17 @@ def times(timing: Timing, flops: float = 0.0, peak: float = 0.0) -> dict[str, fl
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """exp of the mean logarithm; values positive, at least one."""
+    """The geometric mean of one or more positive values."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs))
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """As JSON, through a file beside it: a reader sees the old results or the new ones. Not-a-number is refused."""
+    """Write results as JSON in one move, so that a reader sees either the old results or the new ones.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -131,7 +171,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `write` left there; None where there is nothing of this version."""
+    """Read what `write` wrote; None where there is no file of this version."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -139,11 +179,11 @@ def read(path: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and results.get("version") == VERSION else None
 
 
-# ---- to read --------------------------------------------------------------------------------------------------------
+# ---- text and Markdown ----------------------------------------------------------------------------------------------
 
 
 def show(value: Any, form: str) -> str:
-    """One value in a column's format; text as it is, None as nothing."""
+    """One value in a column's format. Text stays as it is, and None becomes an empty text."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -154,13 +194,13 @@ def show(value: Any, form: str) -> str:
 
 
 def grid(table: Mapping[str, Any]) -> list[list[str]]:
-    """A table's heading and rows as text."""
+    """The heading and the rows of a table, as text."""
     columns = table["columns"]
     return [[c[1] for c in columns], *([show(row.get(key), form) for key, _, form in columns] for row in table["rows"])]
 
 
 def text(cells: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
+    """A table for a terminal. Its first column is aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
     for row in cells:
@@ -176,7 +216,7 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 
 def bar_cells(bars: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """What was asked for and what came."""
+    """A table of what was asked for and what was measured."""
     rows = [["work", "measured", "at", "bar", "aim", "met"]]
     for b in bars:
         met = ("yes, and the aim" if b["aim_met"] else "yes") if b["met"] else "NO"
@@ -186,7 +226,7 @@ def bar_cells(bars: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def peak_line(results: Mapping[str, Any]) -> str:
-    """The peaks and the load, in words."""
+    """A line with the peaks and the load."""
     p, load = results["peaks"], results["load"]
     if results.get("device"):
         gemm = f"torch.mm {p['fp32'] / 1e12:.1f} TFLOP/s fp32, {p['bf16'] / 1e12:.1f} bf16"

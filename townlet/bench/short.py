@@ -1,4 +1,4 @@
-"""`townlet bench`: a table in under a minute."""
+"""``townlet bench``: the speed of the operator, of acting and of the simulator, in under a minute."""
 
 from __future__ import annotations
 
@@ -24,21 +24,27 @@ def run(
     threads: int = 1,
     file: str | None = None,
     td_unroll: Callable[..., ops.TDOutput] = ops.td_unroll,
-) -> results.Report:
-    """Measure, print through `out`, and write JSON to `file` if given.
+) -> results.Measurements:
+    """Measure this machine and print the figures.
 
     Args:
-        threads: for the operator and acting; the simulator has one.
-        td_unroll: the operator; tests hand in broken ones.
+        out: receives the lines.
+        quick: whether to measure fewer shapes, less often.
+        threads: the threads of the operator and of acting; the simulator has one.
+        file: where to write the figures as JSON; None writes nothing.
+        td_unroll: the operator; tests pass broken ones.
+
+    Returns:
+        What was measured.
 
     Raises:
-        ValueError: there are fewer processors than threads, or the folder of `file` does not exist.
-        WrongResult: a result is wrong (a ValueError too); nothing wrong is timed.
+        ValueError: there are fewer processors than threads, or the folder of ``file`` does not exist.
+        WrongResult: a result is wrong (also a ValueError). Nothing wrong is timed.
     """
     if file is not None and not Path(file).resolve().parent.is_dir():
-        raise ValueError(f"--json is {file}, in a folder that does not exist; expected a folder that does")
+        raise ValueError(f"--json is {file}, in a folder that does not exist; expected an existing folder")
     title = "Townlet on this machine"
-    report = results.Report("bench", title, threads=threads, settings={"quick": quick}).start()
+    report = results.Measurements("bench", title, threads=threads, settings={"quick": quick}).start()
     _operator(report, quick, td_unroll)
     _worlds(report, quick)
     report.peaks_again()
@@ -55,7 +61,7 @@ def run(
     return report
 
 
-def _operator(report: results.Report, quick: bool, td_unroll: Callable[..., ops.TDOutput]) -> None:
+def _operator(report: results.Measurements, quick: bool, td_unroll: Callable[..., ops.TDOutput]) -> None:
     columns = [
         ("case", "B, S, D, H", ""),
         ("name", "", ""),
@@ -85,7 +91,7 @@ def _operator(report: results.Report, quick: bool, td_unroll: Callable[..., ops.
             rows.append(row | results.times(timing, shape.flops, report.peaks["bf16" if bf16 else "fp32"]))
 
 
-def _worlds(report: results.Report, quick: bool) -> None:
+def _worlds(report: results.Measurements, quick: bool) -> None:
     columns = [
         ("case", "Town, environment steps per second", ""),
         ("envs", "environments", "d"),

@@ -1,4 +1,4 @@
-"""Times of several candidates, taken in turns so that whatever else the machine does meets all of them alike."""
+"""Times of several candidates, taken in turns so that whatever else the machine does affects all of them alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-_LONG = 0.05  # seconds from which on a call needs no other one before it to warm the caches up
+_LONG = 0.05  # a call of at least so many seconds needs no other one before it to warm the caches up
 
 
 class Timing(NamedTuple):
-    """Seconds per call."""
+    """The seconds that a call takes: the median and the minimum of some samples."""
 
     median: float
     minimum: float
@@ -22,15 +22,19 @@ class Timing(NamedTuple):
 def interleave(
     calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15, sample: float = 0.02, budget: float = 60.0
 ) -> dict[str, Timing]:
-    """Time every candidate once per round, each round beginning with another one.
+    """Time every candidate once per round. Each round begins with another candidate.
+
+    Calls are warmed up first, and short ones once more before each sample. Python's garbage collector runs only between
+    rounds.
 
     Args:
-        calls: name -> what to time; results are thrown away.
+        calls: name -> what to time. Results are thrown away.
         rounds: samples of each candidate.
-        sample: seconds that a sample should last at least; quick calls are repeated within one.
-        budget: seconds for all of it, about; rounds are left out to keep it, but not below three.
+        sample: seconds that a sample should last at least. Quick calls are repeated within one.
+        budget: seconds for all of it, about. Rounds are left out to keep to it, but three are always measured.
 
-    Calls are warmed up first, and short ones once more before each sample. Python's garbage collector rests meanwhile.
+    Returns:
+        Name -> seconds per call.
     """
     inner, once = {}, {}
     for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""The simulator and the acting loop around it: what to time, and the check that comes first."""
+"""The simulator and the acting loop around it: what to time, and the checks that come first."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from ..training.trainer import Trainer
 from .problem import WrongResult
 
 STEPS = 50
-"""Steps of all environments in one timed call."""
+"""How many steps of all environments one timed call takes."""
 
 ACTING_TOLERANCE = 1e-5
-"""Largest absolute error of the carried state after a step; states lie in (-1, 1) or nearby (seen: 3e-7)."""
+"""The largest absolute error allowed of the carried state after a step (seen: 3e-7). States are within about 1."""
 
 
 def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
-    """STEPS steps of `num_envs` Towns under uniform random actions, episodes ending and restarting as they do.
+    """The simulator under uniformly random actions. Episodes end and restart as usual.
+
+    Args:
+        num_envs: the number of environments.
+        **arguments: arguments of the Town.
+
+    Returns:
+        A call that takes STEPS steps of all environments.
 
     Raises:
         WrongResult: an environment among many does not do what it does alone.
@@ -47,7 +54,13 @@ def simulator(num_envs: int, **arguments: Any) -> Callable[[], None]:
 
 
 def acting(num_envs: int) -> Callable[[], None]:
-    """STEPS acting steps of one member: simulator, MLP encoder 128, LSTM 128, epsilon-greedy action, replay write.
+    """Acting with one member: simulator, MLP encoder 128, LSTM 128, epsilon-greedy action and replay write.
+
+    Args:
+        num_envs: the number of environments.
+
+    Returns:
+        A call that takes STEPS steps of all environments.
 
     Raises:
         WrongResult: the carried state is not the one that the twin computes in float64.
@@ -63,7 +76,7 @@ def acting(num_envs: int) -> Callable[[], None]:
 
 
 def acting_trainer(num_envs: int) -> Trainer:
-    """A run that only acts, its rings filled once over: MLP encoder 128, LSTM 128, head 128."""
+    """A run that only acts, with MLP encoder 128, LSTM 128 and head 128. Its replay has been filled once over."""
     sizes: dict[str, Any] = {"encoder": (128,), "hidden_size": 128, "head_size": 128, "seq_len": 32}
     sizes |= {"capacity": 64 * num_envs, "learning_starts": 33 * num_envs}
     trainer = Trainer(Config(num_envs=num_envs, **sizes))
@@ -73,7 +86,11 @@ def acting_trainer(num_envs: int) -> Trainer:
 
 
 def check_acting(trainer: Trainer, steps: int = 3) -> None:
-    """Takes some steps, each against the twin.
+    """Take some steps and compare each with the twin.
+
+    Args:
+        trainer: the run to act with.
+        steps: how many steps to take.
 
     Raises:
         WrongResult: a step does not do what the twin does.
@@ -94,4 +111,4 @@ def _check_step(trainer: Trainer) -> None:
     for name, got, twin in zip("hc", population.state, want, strict=True):
         error = float((got - twin).abs().max())
         if not error <= ACTING_TOLERANCE:
-            raise WrongResult(f"acting: {name} is off by {error:.1e}; at most {ACTING_TOLERANCE:.0e} is allowed")
+            raise WrongResult(f"acting: {name} is off by {error:.1e}; expected at most {ACTING_TOLERANCE:.0e}")

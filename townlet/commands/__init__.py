@@ -1,1 +1,1 @@
-"""One module per command of ``townlet``: ``add`` declares its arguments, ``run`` carries it out."""
+"""One module per command of ``townlet``: ``add`` declares the command's arguments, ``run`` carries it out."""

@@ -12,13 +12,16 @@ def add(commands: Any) -> None:
     """Declare the command and its arguments."""
     bench = commands.add_parser(
         "bench",
-        help="measure this machine: the operator beside its peak and torch.nn.LSTM, acting, the simulator",
-        description="Checks every result first, then prints median and best times. Takes under a minute; the full "
-        "comparison is benchmarks/run.py in the repository.",
+        help="measure the speed of the operator, of acting and of the simulator on this machine",
+        description="Measure the operator beside the processor's peak and torch.nn.LSTM, then acting and the "
+        "simulator. Every result is checked before it is timed. The command prints median and best times and takes "
+        "under a minute. The full comparison is benchmarks/run.py in the repository.",
     )
-    bench.add_argument("--quick", action="store_true", help="fewer shapes and repeats: about ten seconds")
-    bench.add_argument("--threads", type=positive, default=1, metavar="N", help="to measure with (default: 1)")
-    bench.add_argument("--json", metavar="FILE", help="also write the figures there")
+    bench.add_argument("--quick", action="store_true", help="measure fewer shapes, less often: about ten seconds")
+    bench.add_argument(
+        "--threads", type=positive, default=1, metavar="N", help="number of threads to measure with (default: 1)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="also write the figures into this file")
     bench.set_defaults(run=run)
 
 

@@ -7,7 +7,7 @@ import sys
 
 
 def positive(text: str) -> int:
-    """Type of an argument that is at least 1."""
+    """Parse an argument that must be at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"the value is {value}; expected at least 1")
@@ -15,7 +15,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """Type of an argument that is at least 0."""
+    """Parse an argument that must be at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"the value is {value}; expected at least 0")
@@ -23,5 +23,5 @@ def natural(text: str) -> int:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
+    """Print a line for the person at the terminal. It goes to standard error, since standard output is for results."""
     print(text, file=sys.stderr, flush=True)

@@ -9,13 +9,14 @@ def add(commands: Any) -> None:
     """Declare the command and its arguments."""
     compare = commands.add_parser(
         "compare",
-        help="runs beside each other: scores with intervals, differences, settings that differ",
-        description="Differences are of each later run to the first, with Welch's 95%% interval over members.",
+        help="compare runs: their scores, the differences between them, and the settings that differ",
+        description="Compare runs: their scores with 95% intervals, the difference of each later run from the first "
+        "with Welch's 95% interval over members, and the settings that differ.",
     )
-    compare.add_argument("run_folders", metavar="RUN", nargs="+", help="run folders, at least two")
-    compare.add_argument("--html", metavar="FILE", help="write a page with tables and curves, one file")
-    compare.add_argument("--picture", metavar="FILE", help="draw the curves there (.png, .svg or .pdf)")
-    compare.add_argument("--json", metavar="FILE", help="write the figures there")
+    compare.add_argument("run_folders", metavar="RUN", nargs="+", help="two or more run folders")
+    compare.add_argument("--html", metavar="FILE", help="write a page with tables and curves into this file")
+    compare.add_argument("--picture", metavar="FILE", help="draw the curves into this file (.png, .svg or .pdf)")
+    compare.add_argument("--json", metavar="FILE", help="write the figures into this file")
     compare.set_defaults(run=run)
 
 

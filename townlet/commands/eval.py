@@ -1,4 +1,4 @@
-"""``townlet eval``: the table of a run, on unseen episodes."""
+"""``townlet eval``: play unseen episodes with a run's agents and print the table of results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from .common import natural, positive
 
 def add(commands: Any) -> None:
     """Declare the command and its arguments."""
-    evaluation = commands.add_parser("eval", help="play unseen episodes and print the table")
+    evaluation = commands.add_parser(
+        "eval",
+        help="play unseen episodes with a run's agents and print the results",
+        description="Play the same unseen episodes with a run's agents, with the agents without their memory and with "
+        "the yardstick policies, and print a table of the results.",
+    )
     evaluation.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
-    evaluation.add_argument("--episodes", type=positive, default=256, metavar="N", help="per policy (default: 256)")
-    evaluation.add_argument("--seed", type=natural, metavar="N", help="of the episodes (default: the run's)")
-    evaluation.add_argument("--picture", metavar="FILE", help="also draw survival.png there (Town)")
+    evaluation.add_argument(
+        "--episodes", type=positive, default=256, metavar="N", help="episodes that each policy plays (default: 256)"
+    )
+    evaluation.add_argument("--seed", type=natural, metavar="N", help="seed of the episodes (default: the run's seed)")
+    evaluation.add_argument(
+        "--picture", metavar="FILE", help="also draw how long each policy survives into this file (Town only)"
+    )
     evaluation.set_defaults(run=run)
 
 
@@ -25,7 +34,7 @@ def run(arguments: Any) -> int:
     agent = Agent.load(arguments.run_folder)
     seed = agent.config.seed if arguments.seed is None else arguments.seed
     if arguments.picture and not agent.config.is_town:
-        raise ValueError(f"the run's world is {agent.config.env}; expected the Town for --picture")
+        raise ValueError(f"--picture is given for a run in {agent.config.env}; expected a run in the Town")
     report = compare(agent, arguments.episodes, seed)
     done = f"{agent.config.env} after {agent.env_steps:,} steps per member"
     print(f"{done}: {report.score_name}, {arguments.episodes} episodes")

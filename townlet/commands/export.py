@@ -11,13 +11,18 @@ def add(commands: Any) -> None:
     """Declare the command and its arguments."""
     export = commands.add_parser(
         "export",
-        help="write the acting network as TorchScript (.pt) or ONNX (.onnx)",
-        description="Writes one member's greedy step, (obs, reset, h, c[, legal]) -> (q, action, h, c), into a file "
-        "that runs without Townlet and says what its numbers mean: docs/guides/export.md.",
+        help="write the network of one member as TorchScript (.pt) or ONNX (.onnx)",
+        description="Write the greedy step of one member, (obs, reset, h, c[, legal]) -> (q, action, h, c), into a "
+        "file that runs without Townlet. The file also holds what its numbers mean; docs/guides/export.md explains "
+        "it.",
     )
     export.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
-    export.add_argument("file", metavar="FILE", help="ends in .pt (TorchScript) or .onnx (needs onnx and onnxscript)")
-    export.add_argument("--member", type=natural, default=0, metavar="P", help="which one (default: 0)")
+    export.add_argument(
+        "file",
+        metavar="FILE",
+        help="file to write; its name ends in .pt (TorchScript) or .onnx (needs onnx and onnxscript)",
+    )
+    export.add_argument("--member", type=natural, default=0, metavar="P", help="member to export (default: 0)")
     export.set_defaults(run=run)
 
 

@@ -43,8 +43,8 @@ class _KeyValues(argparse.Action):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one flag per setting, grouped; flags that are not given leave no attribute behind."""
-    about = f"{', '.join(PRESETS)} (default: fast): the settings to start from; `townlet presets` shows them"
+    """Add one flag for each setting, in groups. A flag that is not given leaves no attribute in the namespace."""
+    about = f"settings to start from: {', '.join(PRESETS)} (default: fast); `townlet presets` shows them"
     parser.add_argument("--preset", metavar="NAME", default=argparse.SUPPRESS, help=about)
     group: Any = parser
     for f in fields(Config):
@@ -70,6 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The settings given as flags."""
+    """The settings that were given as flags."""
     names = {"preset", *(f.name for f in fields(Config))}
     return {k: v for k, v in vars(namespace).items() if k in names}

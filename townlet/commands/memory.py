@@ -12,17 +12,20 @@ def add(commands: Any) -> None:
     """Declare the command and its arguments."""
     memory = commands.add_parser(
         "memory",
-        help="does the trained agent use its memory? one sentence, one picture",
-        description="Plays the same episodes with the recurrent state left alone, cleared every k steps, and swapped "
-        "with another episode's every k steps; and takes the gradient of Q over past observations. Prints a sentence "
-        "and writes memory.json and memory.png into the run folder.",
+        help="measure whether a trained agent uses its memory",
+        description="Measure whether a trained agent uses its memory. The command plays the same episodes with the "
+        "recurrent state left alone, cleared every k steps, swapped with another episode's every k steps, and taken "
+        "from the most similar episode. It also takes the gradient of Q with respect to past observations. It prints "
+        "one sentence and writes memory.json and memory.png into the run folder.",
     )
     memory.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
-    memory.add_argument("--episodes", type=positive, default=128, metavar="N", help="per member (default: 128)")
-    memory.add_argument("--seed", type=natural, metavar="N", help="of the episodes (default: the run's)")
-    memory.add_argument("--member", type=natural, metavar="P", help="only this one (default: all)")
-    memory.add_argument("--json", metavar="FILE", help="instead of RUN/memory.json")
-    memory.add_argument("--picture", metavar="FILE", help="instead of RUN/memory.png")
+    memory.add_argument(
+        "--episodes", type=positive, default=128, metavar="N", help="episodes per member (default: 128)"
+    )
+    memory.add_argument("--seed", type=natural, metavar="N", help="seed of the episodes (default: the run's seed)")
+    memory.add_argument("--member", type=natural, metavar="P", help="member to measure (default: all)")
+    memory.add_argument("--json", metavar="FILE", help="write the figures into this file instead of RUN/memory.json")
+    memory.add_argument("--picture", metavar="FILE", help="draw the picture into this file instead of RUN/memory.png")
     memory.set_defaults(run=run)
 
 

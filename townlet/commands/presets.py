@@ -15,8 +15,15 @@ _ABOUT = {
 
 def add(commands: Any) -> None:
     """Declare the command and its arguments."""
-    presets = commands.add_parser("presets", help="show the presets of train --preset, with the source of each number")
-    presets.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(PRESETS)}; without it, a list")
+    presets = commands.add_parser(
+        "presets", help="show the presets that `townlet train --preset` takes, and where each number comes from"
+    )
+    presets.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help=f"preset to show, one of {', '.join(PRESETS)}; without a name, all are listed",
+    )
     presets.set_defaults(run=run)
 
 

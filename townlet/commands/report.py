@@ -1,4 +1,4 @@
-"""``townlet report``: a run on one page."""
+"""``townlet report``: write report.html, which shows a run on one page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ def add(commands: Any) -> None:
     """Declare the command and its arguments."""
     report = commands.add_parser(
         "report",
-        help="write report.html into a run folder: curves, yardsticks, settings, machine",
-        description="The page is one file that needs nothing else; a run writes it by itself at each checkpoint and at "
+        help="write report.html, a page about one run, into its folder",
+        description="Write report.html into a run folder: one page with the run's curves, yardsticks, settings and "
+        "machine. The page is a single file that needs no other. A run writes it by itself at each checkpoint and at "
         "its end.",
     )
     report.add_argument("run_folder", metavar="RUN", help="run folder")

@@ -1,4 +1,4 @@
-"""``townlet train``: train agents and write a run folder, or go on with one."""
+"""``townlet train``: train agents and write a run folder, or continue an earlier run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from ..settings.config import Config
 from .common import say
 from .flags import add_arguments, from_arguments
 
+_DESCRIPTION = """\
+Train a population of agents and write a run folder. Without any flag the default world, the Town, is trained with the
+settings of the preset "fast". Ctrl-C saves the run, and --resume continues it.
+"""
 _EPILOG = """\
-A world's arguments: --env-args level=town depletion=2. Values in a YAML file (--config) replace defaults, flags replace
-both.
+Arguments of a world are given as --env-args level=town depletion=2. A value in a YAML file (--config) replaces the
+default, and a flag replaces both.
 """
 
 
 def add(commands: Any) -> None:
     """Declare the command and its arguments."""
-    train = commands.add_parser("train", help="train agents and write a run folder", epilog=_EPILOG)
-    train.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win over it")
+    train = commands.add_parser(
+        "train", help="train agents and write a run folder", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    train.add_argument("--config", metavar="FILE", help="YAML file with settings; a flag wins over the file")
     train.add_argument(
-        "--resume", metavar="RUN", help="continue the run in this folder (or from one of its checkpoints)"
+        "--resume", metavar="RUN", help="continue the run in this folder, or from one of its checkpoint files"
     )
     add_arguments(train)
     train.set_defaults(run=run)
@@ -34,9 +40,7 @@ def run(arguments: Any) -> int:
     flags = from_arguments(arguments)
     if arguments.resume:
         if arguments.config:
-            raise ValueError(
-                "--config and --resume are both given; expected one, since a resumed run has its own settings"
-            )
+            raise ValueError("--config and --resume are given; expected one, since a resumed run has its own settings")
         trainer = Trainer.resume(arguments.resume, flags, say=say)
         say(f"resuming at step {trainer.env_steps:,} of {trainer.config.total_steps:,}")
     else:

@@ -1,4 +1,4 @@
-"""``townlet watch``: one episode, in the terminal or as a GIF."""
+"""``townlet watch``: show one episode in the terminal, or write it as a GIF."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from .common import natural, positive
 
 def add(commands: Any) -> None:
     """Declare the command and its arguments."""
-    watch = commands.add_parser("watch", help="play one episode in the terminal, or write it as a GIF")
+    watch = commands.add_parser(
+        "watch",
+        help="show one episode in the terminal, or write it as a GIF",
+        description="Show one greedy episode of a trained agent in the terminal, or write it as a GIF, with the "
+        "agent's Q-values and its recurrent state beside the world.",
+    )
     watch.add_argument("run_folder", metavar="RUN", help="run folder or checkpoint")
     watch.add_argument("--gif", metavar="FILE", help="write a GIF instead of playing in the terminal")
-    watch.add_argument("--seed", type=natural, default=0, metavar="N", help="of the episode (default: 0)")
-    watch.add_argument("--member", type=natural, default=0, metavar="P", help="which member plays (default: 0)")
-    watch.add_argument("--no-memory", action="store_true", help="zero the state before every step")
+    watch.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the episode (default: 0)")
+    watch.add_argument("--member", type=natural, default=0, metavar="P", help="member that plays (default: 0)")
+    watch.add_argument("--no-memory", action="store_true", help="zero the recurrent state before every step")
     watch.add_argument("--max-steps", type=positive, default=500, metavar="N", help="stop after N steps (default: 500)")
-    watch.add_argument("--fps", type=float, default=8.0, metavar="X", help="pictures per second (default: 8)")
+    watch.add_argument("--fps", type=float, default=8.0, metavar="X", help="frames per second (default: 8)")
     watch.set_defaults(run=run)
 
 

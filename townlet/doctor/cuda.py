@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .. import _native
+from .._build import form_refused
 from ..learning.learner import Learner
 from ..learning.networks import RecurrentQNetwork
 from ..learning.population import VectorizedPopulation
@@ -17,30 +18,36 @@ from ..support import devices
 from .checks import CPU, Check, td_checks
 
 HIDDEN = (64, 128, 256, 512)
-"""LSTM units, from what one block holds of the recurrent weights to what only the step-by-step kernel can take."""
+"""The LSTM units checked, from the most that one block can hold the weights of to what only the step-by-step kernel
+takes."""
 
 BFLOAT16 = 5e-2
-"""Error allowed where operands are rounded: a state rounded the other way moves what follows (on the CPU: 2e-2)."""
+"""The error allowed where operands are rounded. A state that is rounded the other way moves all that follows (seen on
+the CPU: 2e-2)."""
 
 MEASURED = ((16, 8, 64, 128), (64, 32, 128, 256), (64, 80, 256, 512))
 """B, S, D, H of the short benchmark."""
 
 UPDATE = 1e-3
-"""Absolute error of weights allowed after a few updates; each moves them by up to lr = 1e-2."""
+"""The absolute error of weights allowed after a few updates, each of which moves them by up to lr = 1e-2."""
 
 
 def need_kernels() -> None:
-    """ValueError where GPU tensors would only run in the twins."""
+    """Make sure that there are CUDA kernels to check.
+
+    Raises:
+        ValueError: there are none, so that tensors on a GPU would run in the twins.
+    """
     if not _native.CUDA:
         raise ValueError(f"there are no CUDA kernels to check: {_native.WHY_NOT_CUDA}")
 
 
 def checks(device: torch.device) -> Iterator[Check]:
-    """`td_unroll` at larger sizes in both precisions, then the learner's update."""
+    """Check `td_unroll` at larger sizes in both precisions, then the learner's update."""
     g = torch.Generator().manual_seed(2)
     for hidden in HIDDEN:
         yield from td_checks(f"td_unroll, H = {hidden}", {"n_step": 3}, g, hidden=hidden, device=device)
-        # a single action: rounding would choose another one where two are about equal
+        # There is a single action, because rounding would choose another one where two are about equal.
         rounded = {"n_step": 3, "compute_dtype": torch.bfloat16}
         label = f"td_unroll, H = {hidden}, bfloat16"
         yield from td_checks(label, rounded, g, hidden=hidden, actions=1, device=device, allowed=BFLOAT16)
@@ -48,8 +55,18 @@ def checks(device: torch.device) -> Iterator[Check]:
 
 
 def update_checks(device: torch.device, record: bool) -> Iterator[Check]:
-    """Six updates on `device` against the same on the CPU; record: the same once more, recorded as a graph."""
+    """Compare the weights after six updates on ``device`` with those after the same updates on the CPU.
+
+    Args:
+        device: the device to check.
+        record: whether to check the update recorded as a CUDA graph as well.
+    """
     here = learner(CPU)
+    sizes = here.population.members, here.batch_size, here.replay.seq_len + 1, here.replay.hidden_size
+    refused = form_refused(device, *sizes, chains=2)
+    if refused:
+        yield "weights after 6 updates", refused, UPDATE
+        return
     there = [learner(device, graph) for graph in ([False, True] if record else [False])]
     for each in there:
         each.population.load_state_dict(here.population.state_dict())
@@ -67,7 +84,12 @@ def update_checks(device: torch.device, record: bool) -> Iterator[Check]:
 
 
 def learner(device: torch.device, graph: bool = False) -> Learner:
-    """Two members, random streams."""
+    """A learner of two members whose replay holds random streams.
+
+    Args:
+        device: where it lives.
+        graph: whether it records its update as a CUDA graph.
+    """
     P, E, S, obs_size, A = 2, 4, 6, 5, 3
     network = RecurrentQNetwork(obs_size, A, encoder=(9,), hidden_size=33, head_size=17)
     population = VectorizedPopulation(network, [0, 1], num_envs=E, lr=1e-2, device=device)
@@ -86,11 +108,16 @@ def learner(device: torch.device, graph: bool = False) -> Learner:
 
 
 def measure(device: torch.device, out: Callable[[str], None]) -> None:
-    """A short benchmark: the operator beside `torch.nn.LSTM` (cuDNN), each result checked first.
+    """Time the operator beside `torch.nn.LSTM` (cuDNN). Each result is checked first.
 
     A peer whose result is wrong, or that fails, is not timed, and a line below the table says so.
 
-    Errors: WrongResult where the operator's own result is wrong.
+    Args:
+        device: the GPU.
+        out: receives the lines.
+
+    Raises:
+        WrongResult: the operator's own result is wrong.
     """
     from ..bench import gpu, peers, results
     from ..bench.problem import TF32, Precision, Shape, check, draw, expected, judge, ours

@@ -19,6 +19,8 @@ from .minigrid import SymbolicObservation
 from .pettingzoo import ParallelVectorEnv
 from .town.env import TownVectorEnv
 
+_OWN = " A world of your own is MODULE:ID, where importing MODULE registers ID."
+
 
 def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
@@ -61,7 +63,9 @@ def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
         env = gymnasium.make_vec(plain_id, num_envs=num_envs, **options, **env_args)
     except Exception as error:
         reason = str(error) if isinstance(error, (gymnasium.error.Error, TypeError)) else raised(error)
-        hint = _nearest(plain_id) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        hint = ""
+        if isinstance(error, gymnasium.error.UnregisteredEnv):
+            hint = _nearest(plain_id) + (_OWN if not home else "")
         raise ValueError(f"{env_id}: cannot be made with {env_args or 'no arguments'}: {reason}{hint}") from error
     return VectorAdapter(env, env_id)
 
@@ -92,7 +96,10 @@ def _import(module: str, env_id: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or module).partition(".")[0]
-        raise ValueError(f"{env_id}: needs the package {package!r} ({error}); try: pip install {package}") from None
+        hint = f"try: pip install {package}"
+        if package == module.partition(".")[0] and module not in HOMES.values():
+            hint += f", or start in the folder that holds {package}.py, and name it without .py"
+        raise ValueError(f"{env_id}: needs the package {package!r} ({error}); {hint}") from None
     except Exception as error:
         raise ValueError(f"{env_id}: {module} cannot be imported: {raised(error)}") from error
 

@@ -49,21 +49,35 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Agent:
-    """Trained members and the settings they were trained with."""
+    """Trained members and the settings they were trained with.
+
+    Attributes:
+        config: the settings of the run.
+        network: the network that the parameters belong to.
+        params: name -> float32 ``[P, ...]``, the weights that evaluation plays with.
+        env_steps: environment steps that each member had taken when the weights were saved.
+        hyper: name -> float64 ``[P]``, each member's hyper-parameters at that step.
+    """
 
     config: Config
     network: RecurrentNetwork
-    params: dict[str, Tensor]  # name -> [P, ...]
+    params: dict[str, Tensor]
     env_steps: int
-    hyper: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [P], the members' own, at that step
+    hyper: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def load(cls, run: str | Path) -> Agent:
-        """The agent of a run folder's newest checkpoint, of a checkpoint file or of an agent.ckpt.
+        """Load the agent of a run folder's newest checkpoint, of a checkpoint file or of an agent.ckpt.
+
+        Args:
+            run: the run folder or the file.
+
+        Returns:
+            The agent, with all members of the run.
 
         Raises:
-            CheckpointError: there is none, it cannot be read, or its weights do not fit the world that its settings
-                name now.
+            CheckpointError: there is no checkpoint, it cannot be read, or its weights do not fit the world as its
+                settings describe it now.
         """
         run = Path(run)
         if not run.exists():
@@ -85,22 +99,36 @@ class Agent:
 
     @classmethod
     def of(cls, trainer: Trained) -> Agent:
-        """The agent as it stands in a `Trainer`."""
+        """The agent as it is now in a `Trainer`. It shares the weights with the trainer."""
         hyper = trainer.schedules.state_dict()
         return cls(trainer.config, trainer.network, trainer.population.averaged, trainer.env_steps, hyper)
 
     def member(self, number: int) -> dict[str, Tensor]:
-        """The parameters of one member, [1, ...]. Raises ValueError for a number that no member has."""
+        """The parameters of one member, name -> float32 ``[1, ...]``.
+
+        Raises:
+            ValueError: ``number`` is not the number of a member.
+        """
         if not 0 <= number < self.config.members:
             raise ValueError(f"member is {number}; expected 0 to {self.config.members - 1}")
         return {k: v[number : number + 1] for k, v in self.params.items()}
 
     def worlds(self, n: int) -> VectorAdapter:
-        """``n`` evaluation environments."""
+        """Open ``n`` evaluation environments, which the caller closes."""
         return open_worlds(self.config, n, self.config.evaluation_args, workers=self.config.workers)
 
     def evaluate(self, episodes: int, seed: int, *, memory: bool | None = None, stream: str = "test") -> Evaluation:
-        """Greedy episodes; ``memory`` None runs the agent as it was trained."""
+        """Play greedy episodes with every member.
+
+        Args:
+            episodes: N, the number of episodes per member.
+            seed: the seed that the episodes are drawn from.
+            memory: False zeroes the recurrent state before every step. None plays as the agent was trained.
+            stream: "test" or "validation", two sets of episodes that never overlap.
+
+        Returns:
+            Returns, lengths and survival, each ``[P, N]``.
+        """
         c = self.config
         keep = c.memory if memory is None else memory
         return evaluate(

@@ -1,14 +1,17 @@
 """Does a trained agent use its memory? Measurements on the same greedy episodes, and a sentence that sums them up.
 
 Cleared: the recurrent state is zeroed every k steps, so the agent knows nothing from before.
-Swapped: every k steps the agent continues with the state of another environment's episode, which has the statistics
-that the agent was trained on, but the wrong content. A cleared state may fail only because the network never met zeros
-in the middle of an episode; a swapped one does not have that excuse.
-Alike: at every step the agent continues with the state of the episode whose present observation is the most alike. That
-state is wrong only about what the present observation does not show. In a world that shows everything, it is as good as
-the agent's own.
-Influence: the norm of the gradient of Q_t, of the greedy action, with respect to the LSTM's input x_{t-k}, relative to
-k = 0.
+
+Swapped: every k steps the agent continues with the state of another environment's episode. That state has the
+statistics that the agent was trained on, but the wrong content. A cleared state may fail only because the network never
+met zeros in the middle of an episode. A swapped state rules that explanation out.
+
+Alike: at every step the agent continues with the state of the episode whose present observation is most like its own.
+That state is wrong only about what the present observation does not show. In a world that shows everything, it is as
+good as the agent's own.
+
+Influence: the norm of the gradient of the greedy action's value Q_t with respect to the LSTM's input x_{t-k}, relative
+to that norm at k = 0.
 """
 
 from __future__ import annotations
@@ -33,17 +36,25 @@ from .yardsticks import random_actor, yardsticks
 LAGS = 127
 """The largest k of the influence."""
 WINDOWS = 128
-"""Most windows per member, one from each episode, that the influence is averaged over."""
+"""The influence is averaged over at most this many windows per member, one from each episode."""
 FAINT = 0.01
 """The sentence names the largest lag whose influence is at least this share of the present observation's."""
 
 
 class DisturbedActor(GreedyActor):
-    """A greedy actor whose state is cleared, or swapped between the environments of a member, every ``every`` steps.
+    """A greedy actor whose state is replaced every ``every`` steps.
 
-    "swapped" deals the states of the running first episodes round in a random ring, so that nobody keeps its own; the
-    last one running takes that of a later episode. "alike" gives everybody the state of the environment, not its own,
-    whose present observation is nearest in the encoder's features; of several as near, a random one.
+    Args:
+        network: the network that acts.
+        params: name -> ``[P, ...]``, its parameters.
+        num_envs: N, the number of environments of each member.
+        how: what replaces the state. "cleared" zeroes it. "swapped" passes the states of the first episodes that still
+            run round a random ring, so that no environment keeps its own; when only one still runs, it takes the state
+            of a later episode. "alike" gives each environment the state of the other environment whose present
+            observation is nearest in the encoder's features; ties are broken at random.
+        every: the number of steps between replacements.
+        memory: False zeroes the state before every step as well.
+        seed: the seed of the random rings and of the ties.
     """
 
     def __init__(
@@ -72,7 +83,7 @@ class DisturbedActor(GreedyActor):
         self.h, self.c = self.h.gather(1, index), self.c.gather(1, index)
 
     def _ring(self) -> np.ndarray:
-        """Whose state each environment takes: int [P, N]."""
+        """The environment whose state each one takes under "swapped": int ``[P, N]``."""
         source = np.tile(np.arange(self.num_envs), (self.members, 1))
         for own, running in zip(source, self.running, strict=True):
             ring = self.rng.permutation(np.flatnonzero(running) if running.sum() > 1 else self.num_envs)
@@ -80,11 +91,11 @@ class DisturbedActor(GreedyActor):
         return source
 
     def _nearest(self, obs: np.ndarray) -> np.ndarray:
-        """Whose state each environment takes: int [P, N]."""
+        """The environment whose state each one takes under "alike": int ``[P, N]``."""
         rows = torch.from_numpy(np.ascontiguousarray(obs, dtype=np.float32)).view(self.members, self.num_envs, -1)
         x = self.network.encode(self.params, rows.to(self.device)).double()
         distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
-        distance += 1e-6 * (distance.mean() + 1e-6) * self.rng.random(distance.shape)  # ties
+        distance += 1e-6 * (distance.mean() + 1e-6) * self.rng.random(distance.shape)  # breaks ties
         distance[:, np.arange(self.num_envs), np.arange(self.num_envs)] = np.inf
         return distance.argmin(axis=2)
 
@@ -92,8 +103,13 @@ class DisturbedActor(GreedyActor):
 class _WindowRecorder(GreedyActor):
     """A greedy actor that keeps, for each environment, the steps up to and including step ``ends[p, n]``.
 
-    obs [P, N, T, obs_size], reset [P, N, T], legal [P, N, A] of the last step, and h0, c0 [P, N, H] before the first.
-    An episode shorter than the window fills its end; what lies before is cut off by the reset of its first step.
+    An episode shorter than the window fills the window's end. The reset of its first step cuts off what lies before.
+
+    Attributes:
+        obs: the observations, float32 ``[P, N, T, obs_size]``.
+        reset: whether a step is the first of its episode, bool ``[P, N, T]``.
+        legal: the legal actions of the last step, bool ``[P, N, A]``.
+        h0, c0: the state before the first step, float32 ``[P, N, H]``.
     """
 
     def __init__(
@@ -129,10 +145,22 @@ class _WindowRecorder(GreedyActor):
 def influence(
     network: RecurrentNetwork, params: Params, obs: Tensor, h0: Tensor, c0: Tensor, reset: Tensor, legal: Tensor
 ) -> Tensor:
-    """||dQ_T / dx_{T-k}|| for k = 0..T-1, Q_T the greedy action's value at the window's last step: [P, N, T].
+    """How much each step of a window moves the greedy action's value at the window's last step.
 
-    obs [P, N, T, obs_size]; h0, c0 [P, N, H] the state before the window; reset [P, N, T]; legal [P, N, A] at the last
-    step. x is the input of the LSTM, the encoder's output. What lies before a reset has an influence of exactly 0.
+    The influence is ``||dQ_T / dx_{T-k}||``, where Q_T is that value and x is the input of the LSTM, which is the
+    encoder's output. What lies before a reset has an influence of exactly 0.
+
+    Args:
+        network: the network.
+        params: name -> ``[P, ...]``, its parameters.
+        obs: the observations, float32 ``[P, N, T, obs_size]``.
+        h0: the hidden state before the window, float32 ``[P, N, H]``.
+        c0: the cell state before the window, float32 ``[P, N, H]``.
+        reset: whether a step is the first of its episode, bool ``[P, N, T]``.
+        legal: the legal actions of the last step, bool ``[P, N, A]``.
+
+    Returns:
+        The influence for k = 0 to T - 1, float32 ``[P, N, T]``.
     """
     with torch.no_grad():
         x = network.encode(params, obs)
@@ -148,23 +176,42 @@ def influence(
 
 @dataclass(frozen=True)
 class MemoryProbe:
-    """What was measured. Scores are float64 [P, N], of the same N episodes in the same order everywhere."""
+    """What was measured. All scores are float64 ``[P, N]``, of the same N episodes in the same order.
+
+    Attributes:
+        env: the Gymnasium id of the world.
+        env_steps: environment steps that each member had taken.
+        members: the numbers of the P members that were measured.
+        remembers: False for the control, which is trained and run without memory.
+        score_name: "survival" or "return".
+        seed: the seed of the episodes.
+        intact: the scores with the state left alone.
+        random: the scores of random legal actions, ``[1, N]``.
+        cleared: k -> the scores with the state cleared every k steps.
+        swapped: k -> the scores with the state swapped every k steps.
+        alike: the scores with the state of the most similar episode at every step.
+        influence: float64 ``[P, W, K+1]``, for W windows and lags of 0 to K steps; NaN where the window's episode had
+            not begun.
+    """
 
     env: str
     env_steps: int
     members: list[int]
-    remembers: bool  # False: the control, trained and run without memory
-    score_name: str  # "survival" or "return"
+    remembers: bool
+    score_name: str
     seed: int
     intact: np.ndarray
-    random: np.ndarray  # [1, N], uniform over the (legal) actions
-    cleared: dict[int, np.ndarray]  # by k
+    random: np.ndarray
+    cleared: dict[int, np.ndarray]
     swapped: dict[int, np.ndarray]
-    alike: np.ndarray  # at every step
-    influence: np.ndarray  # [P, W, K+1], NaN where the window's episode had not begun
+    alike: np.ndarray
+    influence: np.ndarray
 
     def over_members(self, values: np.ndarray) -> Interval:
-        """Over members' means where there are several (episodes of one agent are no independent agents)."""
+        """The mean of scores and its interval: over the members' means, or over the episodes of a single member.
+
+        Episodes of one agent are not independent agents, so several members are never pooled.
+        """
         return Interval.of(values.mean(axis=1) if len(values) > 1 else values)
 
     def cost(self, scores: np.ndarray) -> Interval:
@@ -173,7 +220,7 @@ class MemoryProbe:
 
     @property
     def influence_by_lag(self) -> list[Interval]:
-        """Relative to the mean influence of the present observation, for k = 0..K."""
+        """The influence for k = 0 to K, relative to the mean influence of the present observation."""
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = self.influence / np.nanmean(self.influence[:, :, :1], axis=1, keepdims=True)
         relative = np.nan_to_num(relative, nan=0.0, posinf=0.0) + 0 * self.influence  # NaN stays where nothing was
@@ -185,17 +232,17 @@ class MemoryProbe:
 
     @property
     def verdict(self) -> str:
-        """One of
+        """What the figures show, in one word.
 
-        off: trained and run without memory.
-        used: better than random, and worse without its state, with another episode's state, and with the state of the
-            episode that looks most alike.
-        guessing: its state matters, but it is not clearly better than random.
-        redundant: its state matters, but tells it nothing that the present observation does not show.
-        content-free: worse without a state, but another episode's does as well.
-        harmful: better without its state.
-        misleading: no worse without its state; another episode's is.
-        none: nothing of it found.
+        - off: the agent was trained and runs without memory.
+        - used: the agent is better than random. It is worse without its state, with another episode's state, and with
+          the state of the episode that looks most alike.
+        - guessing: its state matters, but the agent is not clearly better than random.
+        - redundant: its state matters, but tells it nothing that the present observation does not show.
+        - content-free: the agent is worse without a state, but another episode's state does as well.
+        - harmful: the agent is better without its state.
+        - misleading: the agent is no worse without its state, but worse with another episode's.
+        - none: the state was found to make no difference.
         """
         if not self.remembers:
             return "off"
@@ -212,7 +259,7 @@ class MemoryProbe:
 
     @property
     def sentence(self) -> str:
-        """What the figures say."""
+        """What the figures show, in one sentence."""
         name, intact = self.score_name, float(self.intact.mean())
         zeroed, swapped = float(self.cleared[1].mean()), float(self.swapped[1].mean())
         clear, swap = self.cost(self.cleared[1]), self.cost(self.swapped[1])
@@ -257,7 +304,7 @@ class MemoryProbe:
         )
 
     def _reach(self) -> str:
-        """The longest time between two clearings that still costs something."""
+        """The clause about the longest time between two clearings that still costs something; "" for one step."""
         longest = max(k for k in self.cleared if self.cost(self.cleared[k]).low > 0)
         if longest == 1:
             return ""
@@ -265,7 +312,7 @@ class MemoryProbe:
         return f"clearing it every {longest} steps still costs {_number(cost.mean)}; "
 
     def _lag(self) -> str:
-        """How far back the present value reaches."""
+        """The clause about how far back the present value reaches; "" where it does not reach back."""
         means = [i.mean for i in self.influence_by_lag]
         lag = max((k for k, v in enumerate(means) if v >= FAINT), default=0)
         if lag == 0:
@@ -274,7 +321,7 @@ class MemoryProbe:
         return f"; what it saw {steps} ago moves Q {100 * means[lag]:.0f}% as much as what it sees now"
 
     def to_dict(self) -> dict[str, Any]:
-        """memory.json."""
+        """The contents of memory.json: plain values."""
 
         def setting(every: int, scores: np.ndarray) -> dict[str, Any]:
             cost = self.cost(scores).to_dict()
@@ -313,16 +360,20 @@ def probe(
     member: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> MemoryProbe:
-    """Measure an agent, all its members or one of them.
+    """Measure whether an agent uses its memory.
 
     Args:
-        agent: a trained agent, e.g. ``Agent.load("runs/...")``.
-        episodes: N per member, at least 2; every measurement plays the same ones.
-        seed: of the episodes; None for the run's.
-        say: receives a line on what is being done.
+        agent: a trained agent, such as ``Agent.load("runs/...")``.
+        episodes: N, the number of episodes per member, at least 2. Every measurement plays the same ones.
+        seed: the seed of the episodes; None takes the run's.
+        member: the member to measure; None measures all of them.
+        say: receives a line on each measurement as it begins.
+
+    Returns:
+        What was measured.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: ``episodes`` is below 2, or ``member`` is not the number of a member.
     """
     if episodes < 2:
         raise ValueError(f"episodes is {episodes}; expected at least 2, to have an interval")
@@ -364,7 +415,7 @@ def probe(
 def _influence_in_play(
     agent: Agent, params: Params, lengths: np.ndarray, seed: int, limits: dict[str, Any]
 ) -> np.ndarray:
-    """[P, W, K+1] from one window of each episode, which ends at a step drawn from all of the episode's."""
+    """The influence ``[P, W, K+1]`` in one window of each episode, which ends at a random step of the episode."""
     lengths = lengths[:, :WINDOWS]
     lag = int(min(LAGS, lengths.max() - 1))
     ends = (np.random.default_rng(seed).random(lengths.shape[1]) * lengths).astype(np.int64)  # all members alike
@@ -374,13 +425,13 @@ def _influence_in_play(
     window = (t.to(device) for t in (r.obs, r.h0, r.c0, r.reset, r.legal))
     out = influence(agent.network, params, *window).double().cpu().numpy()
     out[np.arange(lag + 1) > ends[..., None]] = np.nan
-    # a lag that fewer than two windows of a member reach has no mean
+    # A lag that fewer than two windows of a member reach is left out: it would have no interval.
     reached = (~np.isnan(out)).sum(axis=1).min(axis=0) >= 2
     return out[:, :, : max(1, int(reached.sum()))]
 
 
 def _number(value: float) -> str:
-    value += 0.0  # no -0
+    value += 0.0  # turns -0.0 into 0.0
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

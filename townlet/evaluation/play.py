@@ -1,7 +1,7 @@
-"""Greedy evaluation in worlds of its own, with a state of its own: of a training run it reads only the weights.
+"""Greedy evaluation, in worlds and with a recurrent state of its own: it reads nothing of a run but the weights.
 
-Every environment plays exactly one episode, its first, so long and short episodes count alike. All members play the
-same episodes (the same seeds), and so do the yardstick policies, which makes their results comparable pair by pair.
+Only the first episode of every environment counts, so long and short episodes weigh alike. All members play the same
+episodes (the same seeds), and so do the yardstick policies, so their results are comparable pair by pair.
 """
 
 from __future__ import annotations
@@ -22,36 +22,56 @@ from ..support import devices
 Actor = Callable[[np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
 """(obs [N, obs_size], legal [N, A] or None, reset [N] bool) -> action [N]."""
 
-_STREAMS = {"validation": 0x76616C, "test": 0x746573}  # apart from each other and from the training seeds
+_STREAMS = {"validation": 0x76616C, "test": 0x746573}  # distinct from each other and from the training seeds
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of P members (or 1 policy) in N episodes each."""
+    """Results of P members (or one policy, then P = 1) in N episodes each.
 
-    returns: np.ndarray  # float64 [P, N], undiscounted sum of rewards
-    lengths: np.ndarray  # int64 [P, N], steps taken
-    survival: np.ndarray | None  # float64 [P, N], ticks survived where the world says so (the Town), else None
-    cut: np.ndarray  # bool [P, N], episode stopped by max_steps of the evaluation, not by the world
+    Attributes:
+        returns: undiscounted sums of rewards, float64 ``[P, N]``.
+        lengths: steps taken, int64 ``[P, N]``.
+        survival: ticks survived, float64 ``[P, N]``; None for worlds that do not report them (all but the Town).
+        cut: whether ``max_steps`` of the evaluation ended the episode rather than the world, bool ``[P, N]``.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    survival: np.ndarray | None
+    cut: np.ndarray
 
     @property
     def score(self) -> np.ndarray:
-        """Survival where there is one, else the return: float64 [P, N]."""
+        """Survival where the world reports it, else the return: float64 ``[P, N]``."""
         return self.returns if self.survival is None else self.survival
 
     @property
     def score_name(self) -> str:
+        """What `score` is: "survival" or "return"."""
         return "return" if self.survival is None else "survival"
 
 
 def evaluation_seeds(seed: int, episodes: int, stream: str = "validation") -> list[int]:
-    """Seeds of evaluation episodes: a function of ``seed`` alone, in streams that training never draws from."""
+    """The seeds of evaluation episodes, which depend on ``seed`` and ``stream`` alone.
+
+    Args:
+        seed: the seed that the episodes' seeds are drawn from.
+        episodes: how many seeds to draw.
+        stream: "validation" or "test". The two never overlap, and training draws from neither.
+    """
     words = np.random.SeedSequence([_STREAMS[stream], seed]).generate_state(episodes, np.uint64)
     return [int(w >> np.uint64(1)) for w in words]
 
 
 def training_seeds(member_seed: int, num_envs: int, restart: int = 0) -> list[int]:
-    """Seeds of a member's training environments; ``restart`` > 0 gives the fresh episodes of a resumed run."""
+    """The seeds of a member's training environments.
+
+    Args:
+        member_seed: the member's own seed.
+        num_envs: how many environments the member has.
+        restart: how many times the running episodes were cut and new ones begun; each restart has its own seeds.
+    """
     tails = [[e] if restart == 0 else [e, restart] for e in range(num_envs)]
     return [
         int(np.random.SeedSequence([member_seed, *t]).generate_state(1, np.uint64)[0] >> np.uint64(1)) for t in tails
@@ -70,15 +90,17 @@ def evaluate(
     max_steps: int = 10_000,
     stream: str = "validation",
 ) -> Evaluation:
-    """Greedy episodes of every member.
+    """Play greedy episodes with every member.
 
     Args:
-        network, params: the network and its parameters with a leading member axis P; only read.
-        worlds: makes a given number of environments; they are closed afterwards.
-        episodes: N, per member.
-        seed: of the episodes.
+        network: the network; it is only read.
+        params: name -> ``[P, ...]``, its parameters; they are only read.
+        worlds: opens the given number of environments. They are closed afterwards.
+        episodes: N, the number of episodes per member.
+        seed: the seed of the episodes.
         memory: False zeroes the recurrent state before every step (the same agent without memory).
-        max_steps: episodes still running then are cut and counted as they are.
+        max_steps: episodes that still run after so many steps are cut, and counted as they stand.
+        stream: "validation" or "test", as in `evaluation_seeds`.
     """
     actor = GreedyActor(network, params, episodes, memory=memory)
     return evaluate_actor(actor, worlds, seed, max_steps=max_steps, stream=stream)
@@ -92,7 +114,7 @@ def evaluate_actor(
     max_steps: int = 10_000,
     stream: str = "validation",
 ) -> Evaluation:
-    """The same episodes played by ``actor``, as many per member as it has environments."""
+    """Play the episodes of `evaluate` with ``actor``: as many per member as it has environments."""
     seeds = evaluation_seeds(seed, actor.num_envs, stream) * actor.members
     adapter = worlds(len(seeds))
     try:
@@ -111,7 +133,19 @@ def evaluate_policy(
     max_steps: int = 10_000,
     stream: str = "validation",
 ) -> Evaluation:
-    """The same episodes played by a hand-written policy; ``policy(adapter)`` gives the actor. Results have P = 1."""
+    """Play the episodes of `evaluate` with a hand-written policy.
+
+    Args:
+        policy: makes the actor for the worlds it is given.
+        worlds: opens the given number of environments. They are closed afterwards.
+        episodes: N, the number of episodes.
+        seed: the seed of the episodes.
+        max_steps: episodes that still run after so many steps are cut.
+        stream: "validation" or "test", as in `evaluation_seeds`.
+
+    Returns:
+        The results, with P = 1.
+    """
     adapter = worlds(episodes)
     try:
         return play(policy(adapter), adapter, evaluation_seeds(seed, episodes, stream), max_steps=max_steps)
@@ -120,7 +154,14 @@ def evaluate_policy(
 
 
 class GreedyActor:
-    """Greedy actions of P members in N environments each, rows ordered member by member, with a state of its own."""
+    """Chooses greedy actions for P members in N environments each, and keeps their recurrent state.
+
+    Args:
+        network: the network that acts.
+        params: name -> ``[P, ...]``, its parameters.
+        num_envs: N. Observations come as rows ``[P * N, obs_size]``, ordered member by member.
+        memory: False zeroes the state before every step.
+    """
 
     def __init__(self, network: RecurrentNetwork, params: Params, num_envs: int, *, memory: bool = True) -> None:
         self.network, self.memory = network, memory
@@ -134,14 +175,20 @@ class GreedyActor:
         self.c = torch.zeros_like(self.h)
 
     def step(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
-        """Q-values and greedy actions for observations [P*N, obs_size]; advances the state once."""
+        """Compute Q-values and greedy actions, and advance the state once.
+
+        Args:
+            obs: the observations, float32 ``[P * N, obs_size]``.
+            legal: the legal actions, bool ``[P * N, A]``; None allows all.
+            reset: whether an observation is the first of its episode, bool ``[P * N]``.
+        """
         out = self.peek(obs, legal, reset)
         self.h, self.c = out.h, out.c
         return out
 
     @torch.no_grad()
     def peek(self, obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> ops.ActOutput:
-        """What `step` would return; the state stays where it is."""
+        """What `step` would return; the state does not advance."""
 
         def rows(array: np.ndarray, *rest: int) -> Tensor:
             tensor = torch.from_numpy(np.ascontiguousarray(array)).view(self.members, self.num_envs, *rest)
@@ -162,9 +209,19 @@ class GreedyActor:
 
 
 def play(actor: Actor, adapter: VectorAdapter, seeds: list[int], *, max_steps: int = 10_000) -> Evaluation:
-    """One episode per environment -> arrays of shape [1, N].
+    """Play one episode in each of the adapter's N environments.
 
-    An environment whose episode is over plays on, uncounted, until all are; ``reset`` tells the actor of its new ones.
+    An environment whose episode is over plays on, uncounted, until all are over; ``reset`` tells the actor where its
+    new episodes begin.
+
+    Args:
+        actor: chooses the actions.
+        adapter: the environments; they stay open.
+        seeds: a seed for each environment.
+        max_steps: episodes that still run after so many steps are cut.
+
+    Returns:
+        The results, with P = 1.
     """
     n = adapter.num_envs
     obs, legal = adapter.reset(seeds)

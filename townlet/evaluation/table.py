@@ -1,7 +1,7 @@
 """How well a run's agents do, beside the same agents without memory and the yardstick policies.
 
-All play the same unseen episodes. An interval is 95%, Student's t: over episodes for one member, over members where
-there are several (episodes of one member are not independent runs).
+All of them play the same unseen episodes. Intervals are 95% by Student's t: over episodes for one member, over members
+where there are several, because episodes of one member are not independent runs.
 """
 
 from __future__ import annotations
@@ -23,25 +23,37 @@ from .yardsticks import random_actor, yardsticks
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        name: the policy.
+        scores: float64 ``[P, N]``, of P members in N episodes.
+        of_members: whether the interval is over the members' means rather than over episodes.
+    """
 
     name: str
-    scores: np.ndarray  # float64 [P, N]
-    of_members: bool  # the interval is over members' means
+    scores: np.ndarray
+    of_members: bool
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Mean and half-width."""
+        """The mean and the half-width of its 95% interval, NaN where there is none."""
         return mean_interval(self.scores.mean(axis=1) if self.of_members else self.scores)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The table of one run."""
+    """The table of one run.
 
-    score_name: str  # "survival" or "return"
+    Attributes:
+        score_name: "survival" or "return".
+        rows: one for each policy, in the order shown.
+        cap: the world's limit on survival in ticks; None where it has none.
+    """
+
+    score_name: str
     rows: list[Row]
-    cap: float | None  # the world's limit on survival
+    cap: float | None
 
     def text(self) -> str:
         """The table for a terminal."""
@@ -56,7 +68,7 @@ class Report:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """For summary.json: per policy the mean, the interval, the episodes."""
+        """The table for summary.json: for each policy the mean, the interval and the number of episodes."""
         out = {}
         for row in self.rows:
             mean, half = row.interval
@@ -66,7 +78,14 @@ class Report:
 
 
 def compare(agent: Agent, episodes: int, seed: int, say: Callable[[str], None] = lambda text: None) -> Report:
-    """Evaluate the agent, the agent with its state zeroed at every step, and the yardsticks, on the same episodes."""
+    """Evaluate the agent, the agent with its state zeroed at every step, and the yardsticks, on the same episodes.
+
+    Args:
+        agent: the trained agent.
+        episodes: the number of episodes of each policy, and of each member.
+        seed: the seed of the episodes.
+        say: receives a line as each evaluation begins.
+    """
     config, P = agent.config, agent.config.members
     hand_made = yardsticks() if config.is_town else {"random": random_actor}
     rows: list[Row] = []

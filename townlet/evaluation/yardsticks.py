@@ -11,7 +11,7 @@ from .play import Actor
 
 
 def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
-    """The Town's hand-written policies: name -> what ``evaluate_policy`` takes."""
+    """The Town's hand-written policies: name -> the ``policy`` that `evaluate_policy` takes."""
     from ..envs import TownVectorEnv
     from ..envs.town import scripted
 
@@ -27,7 +27,7 @@ def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
             assert isinstance(town, TownVectorEnv)
 
             def act(obs: np.ndarray, legal: np.ndarray | None, reset: np.ndarray) -> np.ndarray:
-                assert legal is not None  # the Town always says
+                assert legal is not None  # the Town always gives its mask
                 return policy(scripted.view(town, legal, rng))
 
             return act
@@ -38,6 +38,6 @@ def yardsticks() -> Mapping[str, Callable[[VectorAdapter], Actor]]:
 
 
 def random_actor(adapter: VectorAdapter) -> Actor:
-    """Uniform over all actions, for worlds without yardsticks."""
+    """An actor that chooses uniformly among all actions, for worlds without yardsticks."""
     rng = np.random.default_rng(0)
     return lambda obs, legal, reset: rng.integers(0, adapter.n_actions, adapter.num_envs)

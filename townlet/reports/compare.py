@@ -1,8 +1,8 @@
-"""Runs beside each other: their scores with intervals, the differences between them, and the settings that differ.
+"""Compare runs: their scores with intervals, the differences between them, and the settings that differ.
 
 All runs are compared by the best kind of score that every one of them has. The interval of a difference is Welch's
-(1947): over members, each of which is one independent training run, and with a variance for each run. One member says
-nothing about other seeds, so a run with one member has no interval over members.
+(1947). It is over members, each of which is one independent training run, and it has a variance for each run. One
+member says nothing about other seeds, so a run with one member has no interval over members.
 """
 
 from __future__ import annotations
@@ -21,23 +21,40 @@ from ..settings.config import PER_MEMBER
 from ..support.intervals import mean_interval, t95
 from ..support.text import duration, interval, number
 
-_OWN = frozenset(["run_dir", "wandb"])  # settings that differ between runs without meaning
+_OWN = frozenset(["run_dir", "wandb"])  # settings whose differences between runs mean nothing
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a run is: the means of its members [P], and mean and 95% interval over ``over``."""
+    """How good a run is.
+
+    Attributes:
+        members: the mean of each member, float64 ``[P]``.
+        mean: the mean over the members.
+        low: the lower end of the mean's 95% interval; NaN where there is no interval.
+        high: the upper end of the interval; NaN where there is none.
+        over: what the interval is over, such as "3 members".
+    """
 
     members: np.ndarray
     mean: float
-    low: float  # NaN where there is no interval
+    low: float
     high: float
     over: str
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of ``run`` minus mean of ``against``, with Welch's interval (NaN where one of them has a single member)."""
+    """The mean of one run minus the mean of another, with Welch's interval.
+
+    Attributes:
+        run: the name of the one run.
+        against: the name of the other.
+        mean: the difference of the means.
+        low: the lower end of its 95% interval; NaN where one of the runs has a single member.
+        high: the upper end of the interval; NaN likewise.
+        verdict: what the interval shows, in words.
+    """
 
     run: str
     against: str
@@ -49,25 +66,36 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_runs` found; ``source`` says where the scores are from."""
+    """What `compare_runs` found.
+
+    Attributes:
+        names: the runs' names, as they are shown.
+        runs: what was recorded of each run.
+        score_name: "survival" or "return".
+        source: where the scores are from, such as "final evaluation".
+        scores: the score of each run.
+        differences: the difference of each later run from the first; none where the worlds differ.
+        settings: the settings that differ: name -> a value for each run, None where a run does not know the setting.
+        notes: what a reader of the intervals should know.
+    """
 
     names: list[str]
     runs: list[Results]
     score_name: str
     source: str
     scores: list[Score]
-    differences: list[Difference]  # of each later run to the first; none between different worlds
-    settings: dict[str, list[Any]]  # those that differ: a value per run, None where a run does not know it
+    differences: list[Difference]
+    settings: dict[str, list[Any]]
     notes: list[str]
 
     def curves(self) -> list[Curve]:
-        """The curve of each run to draw: greedy evaluations where all have some, else training episodes."""
+        """The curve to draw of each run: greedy evaluations where all runs have some, else training episodes."""
         column = "train" if self.source == "training episodes" else "eval"
         found = [run.curve(f"{column}_{self.score_name}") for run in self.runs]
         return found if all(map(len, found)) else [run.curve(f"train_{self.score_name}") for run in self.runs]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns, and a line per run."""
+        """The columns' headings, and a line for each run."""
         columns = ["run", f"mean {self.score_name}", "95% interval", "over", "steps", "wall clock", "steps/s"]
         lines = []
         for name, run, score in zip(self.names, self.runs, self.scores, strict=True):
@@ -76,7 +104,7 @@ class Comparison:
         return columns, lines
 
     def text(self) -> str:
-        """All of it for a terminal."""
+        """The whole comparison for a terminal."""
         columns, lines = self.table()
         out = [f"{self.score_name}, from each run's {self.source}", *_aligned([columns, *lines])]
         out += ["", *_aligned([[f"{d.run} minus {d.against}", f"{d.mean:+.4g}", *_said(d)] for d in self.differences])]
@@ -86,7 +114,7 @@ class Comparison:
         return "\n".join([*out, *([""] if self.notes else []), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file; null where there is no number."""
+        """The comparison as plain values for a JSON file, with None where there is no number."""
 
         def known(value: float) -> float | None:
             return value if math.isfinite(value) else None
@@ -114,10 +142,14 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:
-    """Compare runs; each later one with the first.
+    """Compare each later run with the first.
+
+    Args:
+        folders: the run folders.
 
     Raises:
-        ValueError: fewer than two runs, one twice, no run folder, or a run without any score yet.
+        ValueError: there are fewer than two runs, one is given twice, a folder is no run folder, or a run has no score
+            yet.
     """
     if len(folders) < 2:
         raise ValueError(f"folders has length {len(folders)}; expected at least 2 runs to compare")
@@ -142,7 +174,14 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
 
 
 def welch(against: str, a: Score, run: str, b: Score) -> Difference:
-    """b - a with Welch's 95% interval over members; degrees of freedom are rounded down."""
+    """The difference b - a with Welch's 95% interval over members. Degrees of freedom are rounded down.
+
+    Args:
+        against: the name of the run with score ``a``.
+        a: the score to compare with.
+        run: the name of the run with score ``b``.
+        b: the score to compare.
+    """
     mean = b.mean - a.mean
     n, m = len(a.members), len(b.members)
     if min(n, m) < 2:
@@ -164,7 +203,7 @@ def welch(against: str, a: Score, run: str, b: Score) -> Difference:
 
 
 def _scores(runs: Sequence[Results], names: Sequence[str], score_name: str) -> tuple[str, list[Score]]:
-    """The best kind of score that all runs have."""
+    """The best kind of score that all runs have, in words, and the score of each run."""
     kinds = {
         "final evaluation": [_final(run) if run.score == score_name else None for run in runs],
         "last greedy evaluation": [_last(run.curve(f"eval_{score_name}")) for run in runs],

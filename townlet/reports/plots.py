@@ -1,4 +1,4 @@
-"""Pictures of a run: how long each policy survives, and how the training went. Drawn without a display (Agg)."""
+"""Pictures of a run: how long each policy survives, and how the training went. They need no display (Agg)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..evaluation.table import Report
     from ..runs.metrics import Curve
 
-# Okabe & Ito's palette, told apart by people with any colour vision.
+# Okabe & Ito's palette, which people with any colour vision can tell apart.
 _COLOURS = {
     "random": "#999999",
     "bed-sitter": "#E69F00",
@@ -36,10 +36,15 @@ _COLOURS = {
 _ORDER = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
-def survival(report: Report, path: str | Path) -> None:
-    """survival.png: left, mean survival of each policy with its 95% interval; right, the share alive at each tick."""
-    rows = [r for r in report.rows if not r.name.startswith(" ")]
-    cap = report.cap or max(float(r.scores.max()) for r in rows)
+def survival(table: Report, path: str | Path) -> None:
+    """Draw survival.png: the mean survival of each policy with its 95% interval, and the share alive at each tick.
+
+    Args:
+        table: the policies' scores.
+        path: the file to write.
+    """
+    rows = [r for r in table.rows if not r.name.startswith(" ")]
+    cap = table.cap or max(float(r.scores.max()) for r in rows)
     figure, (means, curves) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.15, 1), layout="constrained")
     for y, row in enumerate(rows):
         colour = _COLOURS.get(row.name, "#444444")
@@ -79,7 +84,12 @@ def _wrapped(name: str) -> str:
 
 
 def learning_curve(metrics: str | Path, path: str | Path) -> None:
-    """learning.png: the score of training episodes and of greedy evaluations, loss and epsilon, against steps."""
+    """Draw learning.png: the scores of training episodes and greedy evaluations, the loss and epsilon, by step.
+
+    Args:
+        metrics: the run's metrics.csv.
+        path: the file to write.
+    """
     rows = read_metrics(metrics)
     figure, (score, loss) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1), layout="constrained")
     has_survival = any(np.isfinite(r["eval_survival"]) or np.isfinite(r["train_survival"]) for r in rows)
@@ -119,7 +129,12 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
 
 
 def memory_use(probe: MemoryProbe, path: str | Path) -> None:
-    """memory.png: left, the score with the state cleared or swapped every k steps; right, how far back Q looks."""
+    """Draw memory.png: the score with the state cleared or swapped every k steps, and how far back Q looks.
+
+    Args:
+        probe: what was measured.
+        path: the file to write.
+    """
     figure, (scores, lags) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=(1.25, 1), layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(probe.sentence, 150)), fontsize=10, x=0.01, ha="left")
     mean, never = float(probe.intact.mean()), len(probe.cleared)
@@ -169,7 +184,13 @@ def memory_use(probe: MemoryProbe, path: str | Path) -> None:
 
 
 def comparison(curves: Mapping[str, Curve], score: str, path: str | Path) -> None:
-    """The curves of several runs by name: means with 95% intervals over members, members faint."""
+    """Draw the curves of several runs: their means with 95% intervals over members, and the members faintly.
+
+    Args:
+        curves: the runs' names and curves.
+        score: "survival" or "return".
+        path: the file to write.
+    """
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for i, (name, curve) in enumerate(curves.items()):
         colour = _ORDER[i % len(_ORDER)]
@@ -197,7 +218,7 @@ def _line(
 
 
 def _mean_line(axes: Any, rows: list[dict[str, float]], column: str, colour: str, width: float, label: str) -> None:
-    """Mean over members and its 95% interval, at steps where several members have a value."""
+    """Draw the mean over members and its 95% interval, at the steps where several members have a value."""
     values: dict[float, list[float]] = {}
     for r in rows:
         if np.isfinite(r[column]):

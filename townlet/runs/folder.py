@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import plain_yaml
-from ..support.files import read_small, replacing
+from ..support.files import replacing
 
 
 def new_folder(path: str | Path | None, world: str) -> Path:
@@ -65,13 +65,7 @@ def read_settings(folder: str | Path, *, largest: int = plain_yaml.LARGEST) -> d
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder} is no run folder; expected one with config.yaml in it")
-    try:
-        settings = plain_yaml.load(read_small(path, largest).decode("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not YAML ({error}); expected 'setting: value' lines") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds {type(settings).__name__}; expected 'setting: value' lines")
-    return settings
+    return plain_yaml.read_mapping(path, largest=largest)
 
 
 def write_json(path: str | Path, values: Mapping[str, Any], *, durable: bool = True) -> None:

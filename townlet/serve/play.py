@@ -1,7 +1,7 @@
 """One episode of a run's agent, played step by step as a viewer asks for it.
 
-Nothing runs on its own: a step is made when a page asks for the next frame, no faster than ``FASTEST``, so an episode
-that nobody looks at costs nothing. There is one episode at a time; starting another ends it.
+Nothing runs on its own: a step is taken when a page asks for the next frame, and no faster than ``FASTEST``. So an
+episode that nobody looks at costs nothing. There is one episode at a time; starting another ends it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,38 @@ from ..learning.assembly import open_worlds
 from ..runs.checkpoint import CheckpointError
 from .runs import Run
 
-FASTEST = 120.0  # steps per second, for whatever speed a page asks
-_MOST_STEPS = 32  # in one request
-_SHOWN_UNITS, _SHOWN_NUMBERS = 256, 64  # of the state, of an observation
+FASTEST = 120.0  # steps per second, whatever speed a page asks for
+_MOST_STEPS = 32  # steps in one request
+_SHOWN_UNITS, _SHOWN_NUMBERS = 256, 64  # at most so many units of the state and numbers of an observation
 
 
 class Gone(ValueError):
-    """The episode asked for is not the one being played."""
+    """The page asks for an episode that is no longer played, because another was started."""
 
 
 class Player:
-    """Plays for whoever started last. Safe to call from several threads."""
+    """Plays the episode that was started last. It is safe to call from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._agents: dict[str, tuple[str, Agent]] = {}  # the run played last -> version of its weights, agent
+        self._agents: dict[str, tuple[str, Agent]] = {}  # the run played last -> (version of its weights, agent)
         self._episode: _Episode | None = None
 
     def start(self, run: Run, *, member: int, memory: bool, seed: int) -> dict[str, Any]:
-        """A new episode with the newest weights: what does not change in it, and its first frame.
+        """Start a new episode with the run's newest weights, and end the present one.
+
+        Args:
+            run: the run whose agent plays.
+            member: the member that plays.
+            memory: False zeroes the recurrent state before every step.
+            seed: the seed of the episode.
+
+        Returns:
+            What does not change during the episode, and its first frame.
 
         Raises:
-            ValueError: there is no agent yet, ``member`` is none of its members, or its world cannot be opened.
+            ValueError: the run has no agent yet, ``member`` is not the number of a member, or the world cannot be
+                opened.
         """
         with self._lock:
             agent = self._agent(run)
@@ -62,10 +72,18 @@ class Player:
             return about | self._episode.about() | {"frames": [self._episode.frame()]}
 
     def next(self, episode: str, steps: int) -> list[dict[str, Any]]:
-        """The frames after the next ``steps`` steps, fewer where the episode ends.
+        """Take the next steps of the episode.
+
+        Args:
+            episode: the id of the episode, as `start` returned it.
+            steps: how many steps to take.
+
+        Returns:
+            A frame for each step taken: fewer than ``steps`` where the episode ends, or where a request asks for more
+            than it may.
 
         Raises:
-            Gone: the episode that is played is another one.
+            Gone: another episode is played now.
         """
         with self._lock:
             if self._episode is None or self._episode.id != episode:
@@ -78,7 +96,7 @@ class Player:
             return frames
 
     def close(self) -> None:
-        """End the episode."""
+        """End the episode, if there is one."""
         with self._lock:
             if self._episode is not None:
                 self._episode.close()
@@ -94,7 +112,7 @@ class Player:
         try:
             agent = Agent.load(path)
         except CheckpointError:
-            newer = run.agent_file()  # an older checkpoint goes when a newer one is complete
+            newer = run.agent_file()  # an older checkpoint is deleted when a newer one is complete
             if newer is None or newer == path:
                 raise
             agent = Agent.load(newer)
@@ -127,7 +145,7 @@ class _Episode:
             self.seen.add(obs[0])
 
     def step(self) -> dict[str, Any]:
-        """One step and what it led to."""
+        """Take one step; returns the frame it leads to."""
         now = time.monotonic()
         if now < self.earliest:
             time.sleep(self.earliest - now)
@@ -148,7 +166,7 @@ class _Episode:
         return self.frame()
 
     def about(self) -> dict[str, Any]:
-        """What holds for the whole episode."""
+        """What does not change during the episode."""
         config = self.agent.config
         out: dict[str, Any] = {
             "env": config.env,
@@ -196,7 +214,7 @@ class _Episode:
         thought = self.thought
         out: dict[str, Any] = {
             "t": self.t,
-            "action": self.action,  # that led here
+            "action": self.action,  # the one that led here
             "next": None if self.over else thought.action,
             "q": _short(thought.q),
             "q_cleared": _short(thought.q_cleared),
@@ -241,14 +259,14 @@ def _open(agent: Agent) -> tuple[VectorAdapter, bool]:
     if not config.is_town:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Gymnasium's, of a mode that the world lacks
+                warnings.simplefilter("ignore")  # Gymnasium warns of a mode that the world lacks
                 worlds = open_worlds(config, 1, {**config.evaluation_args, "render_mode": "rgb_array"})
             if "rgb_array" in worlds.env.metadata.get("render_modes", []):
                 worlds.reset([0])
                 _png(worlds)
                 return worlds, True
             worlds.close()
-        except Exception:  # whatever a world's drawing wants that is not here: it plays without pictures
+        except Exception:  # drawing may need anything that is missing here; the world then plays without pictures
             pass
     return agent.worlds(1), False
 
@@ -258,7 +276,7 @@ def _short(values: np.ndarray) -> list[float]:
 
 
 def _png(worlds: VectorAdapter) -> str:
-    """What the world draws, as a data URL, at most 480 pixels wide or high."""
+    """The world's own picture as a data URL, at most 480 pixels wide and high."""
     from PIL import Image
 
     drawn = worlds.render()

@@ -1,4 +1,7 @@
-"""The run folders below a folder, and what each tells of its run. A half-written or damaged file counts as missing."""
+"""The run folders below a folder, and what each tells of its run.
+
+A file that is half written or damaged counts as missing.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +27,30 @@ PAGES = {
 }
 """The files of a run that the page links to or shows, with their types."""
 
-_DEPTH = 3  # folders between the one given and a run
-_RUNS = 1000
-_SILENCE = 60.0  # seconds without a sign of life after which a run counts as ended, where its process cannot be asked
-_CONFIG, _JSON = 1 << 16, 1 << 20  # bytes of the largest config.yaml and *.json that are read
+_DEPTH = 3  # a run is found at most this many folders below the one given
+_RUNS = 1000  # the search ends after so many runs
+_SILENCE = 60.0  # after so many seconds without a sign of life a run counts as ended, if its process cannot be asked
+_CONFIG, _JSON = 1 << 16, 1 << 20  # larger files, in bytes, are not read
 
 
 class Run:
     """One run folder.
 
-    Attributes: ``name`` (relative to the folder served), ``folder``, ``metrics``.
+    Attributes:
+        name: the folder's path, relative to the folder that is served.
+        folder: where it is.
+        metrics: its metrics.csv.
+        lock: to be held while ``metrics`` is used.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         self.metrics = Metrics(folder / "metrics.csv")
-        self.lock = threading.Lock()  # of metrics
-        self._config: tuple[float, dict[str, Any]] = (-1.0, {})  # when config.yaml was written, what it holds
+        self.lock = threading.Lock()
+        self._config: tuple[float, dict[str, Any]] = (-1.0, {})  # when config.yaml was written, and what it holds
 
     def config(self) -> dict[str, Any]:
-        """config.yaml as it stands, not checked."""
+        """What config.yaml holds now, unchecked."""
         path = self.folder / "config.yaml"
         written = _modified(path)
         if self._config[0] != written:
@@ -54,7 +61,7 @@ class Run:
         return self._config[1]
 
     def json(self, name: str) -> dict[str, Any]:
-        """summary.json, status.json or memory.json."""
+        """What a JSON file of the run holds now, such as status.json; an empty dict where it is missing."""
         try:
             text = read_small(self.folder / name, _JSON).decode("utf-8")
             found = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
@@ -63,7 +70,7 @@ class Run:
         return found if isinstance(found, dict) else {}
 
     def agent_file(self) -> Path | None:
-        """Where the newest weights are: agent.ckpt, in runs without one the newest checkpoint."""
+        """Where the newest weights are: in agent.ckpt, or in the newest checkpoint where there is no such file."""
         path = self.folder / "agent.ckpt"
         if os.path.isfile(path):
             return path
@@ -73,7 +80,7 @@ class Run:
             return None
 
     def agent_version(self) -> str | None:
-        """Changes with the weights."""
+        """A text that changes whenever the newest weights do; None where there are none."""
         path = self.agent_file()
         try:
             return None if path is None else f"{path.name}.{path.stat().st_mtime_ns}"
@@ -81,13 +88,16 @@ class Run:
             return None
 
     def page(self, name: str) -> Path | None:
-        """One of ``PAGES`` where the run has it; never a file outside the run's folder."""
+        """The path of one of ``PAGES``, or None where the run does not have it.
+
+        The path never leads out of the run's folder.
+        """
         path = self.folder / name
         inside = path.resolve().parent == self.folder.resolve()
         return path if name in PAGES and inside and os.path.isfile(path) else None
 
     def overview(self) -> dict[str, Any]:
-        """A line of the list: the run's world, state, progress and score."""
+        """What the list of runs shows: the run's world, state, progress and score."""
         with self.lock:
             self.metrics.refresh()
             config, status, summary = self.config(), self.json("status.json"), self.json("summary.json")
@@ -114,9 +124,13 @@ class Run:
             }
 
     def _state(self, status: dict[str, Any], summary: dict[str, Any]) -> str:
-        """training, evaluating (the table at the end), finished, stopped (on purpose) or ended (nobody knows why)."""
+        """The run's state.
+
+        It is "training", "evaluating" (the table at the end), "finished", "stopped" (on purpose) or "ended" (for an
+        unknown reason).
+        """
         said = status.get("state")
-        if said is None:  # a run of a Townlet that gave no sign of life
+        if said is None:  # written by a version of Townlet that gave no sign of life
             if summary:
                 return "finished" if summary.get("finished") else "stopped"
             return "training" if time.time() - _modified(self.folder / "metrics.csv") < _SILENCE else "ended"
@@ -129,7 +143,7 @@ class Run:
         return "finished" if said == "trained" else "stopped"
 
     def _left(self, step: float, total: float, seconds: float) -> float | None:
-        """Seconds to the end at the pace of the last twentieth of the records."""
+        """The seconds left at the pace of the last twentieth of the records; None where there is no pace yet."""
         steps = self.metrics.steps
         if not total or not seconds or "seconds" not in self.metrics.columns:
             return None
@@ -141,7 +155,7 @@ class Run:
         return (total - step) * took / done if done > 0 and took > 0 else None
 
     def details(self) -> dict[str, Any]:
-        """The run's page, but for its curves."""
+        """What the page of the run shows, except its curves."""
         overview, summary, memory = self.overview(), self.json("summary.json"), self.json("memory.json")
         policies = summary.get("policies")
         with self.lock:
@@ -161,14 +175,21 @@ class Run:
         }
 
     def curves(self, points: int) -> tuple[str, dict[str, Any]]:
-        """(version, column -> curve). The version changes when a curve does."""
+        """The curves of all columns.
+
+        Args:
+            points: the most points of a curve.
+
+        Returns:
+            A version, which changes whenever a curve does, and column -> curve.
+        """
         with self.lock:
             self.metrics.refresh()
             found = {c: self.metrics.curve(c, points) for c in self.metrics.columns}
             return self.metrics.version, {c: v for c, v in found.items() if v is not None}
 
     def curves_version(self) -> str:
-        """What `curves` would give as its version."""
+        """The version that `curves` would return."""
         with self.lock:
             self.metrics.refresh()
             return self.metrics.version
@@ -178,7 +199,14 @@ _SCORES = ("eval_survival", "train_survival", "eval_return", "train_return")
 
 
 class Runs:
-    """The runs in ``root``: itself if it is a run folder, else those at most three folders below."""
+    """The runs in a folder: the folder itself if it is a run folder, else those at most three folders below it.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        ValueError: ``root`` is no folder.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -189,7 +217,7 @@ class Runs:
         self._lock = threading.Lock()
 
     def all(self) -> list[Run]:
-        """The runs by name; the disk is asked once a second at most."""
+        """All runs, found anew at most once a second."""
         with self._lock:
             if time.monotonic() - self._looked > 1.0 or not self._known:
                 folders = _run_folders(self.root)
@@ -198,7 +226,7 @@ class Runs:
             return list(self._known.values())
 
     def get(self, name: str) -> Run | None:
-        """The listed run of that name. The name is only looked up, never made into a path."""
+        """The listed run of that name, or None. The name is only looked up, never made into a path."""
         return next((run for run in self.all() if run.name == name), None)
 
 
@@ -222,7 +250,7 @@ def _run_folders(root: Path) -> dict[str, Path]:
 
 
 def _shown(path: Path) -> str:
-    """The name of a run; bytes that are no text are shown as such."""
+    """The name of a run. Bytes that are not text are shown as escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -243,13 +271,16 @@ def _finite(text: str) -> float | None:
 
 
 def _number(value: Any) -> float:
-    """A finite number, else 0."""
+    """``value`` as a float where it is a finite number, else 0."""
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if ok else 0.0
 
 
 def _alive(status: dict[str, Any]) -> bool:
-    """Whether the process that gave the sign still runs; of another machine's the last sign's age decides."""
+    """Whether the process that gave the last sign of life still runs.
+
+    For a process of another machine the age of the sign decides.
+    """
     mark = str(status.get("process"))
     host, _, rest = mark.partition(":")
     pid = rest.partition(":")[0]
@@ -260,7 +291,7 @@ def _alive(status: dict[str, Any]) -> bool:
 
 
 def _level(config: dict[str, Any]) -> str | None:
-    """hamlet or town, in the Town."""
+    """The level of the Town, "hamlet" or "town"; None for another world."""
     try:
         known = Config(env=config["env"], env_args=config.get("env_args") or {})
     except (KeyError, ValueError, TypeError):
@@ -269,7 +300,7 @@ def _level(config: dict[str, Any]) -> str | None:
 
 
 def _settings(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Name, value, default and meaning of every setting, in the order of config.yaml."""
+    """The name, value, default and meaning of every setting, in the order of config.yaml."""
     default = Config().to_dict()
     meanings = {name: f.metadata["meaning"] for name, f in Config.__dataclass_fields__.items()}
     return [

@@ -1,8 +1,9 @@
 """The web server of ``townlet serve``: fixed routes, GET only, for this machine's browsers.
 
-It is bound to the loopback address and answers only requests whose Host is localhost, 127.0.0.1 or [::1] (a page from
-elsewhere that rebinds its own name to this machine sends its own name), and only those that this page, or the person,
-made (Sec-Fetch-Site). Runs are named in the query and looked up in the listing; no part of a request becomes a path.
+It is bound to the loopback address. It answers only requests whose Host is localhost, 127.0.0.1 or [::1], because a
+page from elsewhere that rebinds its own name to this machine sends its own name as the Host. It also answers only
+requests that this page or the person at the browser made (Sec-Fetch-Site). Runs are named in the query and looked up in
+the listing; no part of a request becomes a path.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ..runs.metrics import MEANINGS
 from .play import Gone, Player
@@ -39,14 +40,19 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# A report brings its style inside; in a sandbox it belongs to no site, runs nothing and reaches nothing.
+# A report contains its own style. In a sandbox it belongs to no site, runs nothing and reaches nothing.
 _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _MOST_POINTS = 1000
 
 
 class Refused(Exception):
-    """A request that gets an error page: status and what to say."""
+    """A request that is answered with an error page.
+
+    Args:
+        status: the HTTP status.
+        text: what the page says.
+    """
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -57,11 +63,11 @@ class Server(ThreadingHTTPServer):
     """Serves runs at 127.0.0.1.
 
     Args:
-        runs: what is served.
-        port: where; 0 for a free one.
+        runs: the runs to show.
+        port: the port to listen on; 0 takes any free one.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port is taken, not allowed, or no port number.
     """
 
     daemon_threads = True
@@ -82,16 +88,16 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The address of the page."""
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     def server_close(self) -> None:
-        """Give the port back and end the episode."""
+        """Free the port and end the episode."""
         super().server_close()
         self.player.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that closes its connection is no news."""
+        """Print the traceback of a fault, unless a browser merely closed its connection."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             traceback.print_exc()
 
@@ -121,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(url.path, Refused(HTTPStatus.GONE, str(error)))
         except ValueError as error:
             self._refuse(url.path, Refused(HTTPStatus.BAD_REQUEST, str(error)))
-        except Exception as error:  # a world's or a file's fault, told to who asked; the server goes on
+        except Exception as error:  # a fault of a world or a file; the page that asked is told, and the server goes on
             traceback.print_exc()
             self._refuse(url.path, Refused(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}"))
 
@@ -132,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.FORBIDDEN, "This page is for this machine: open it as http://localhost or 127.0.0.1."
             )
         if path != "/" and self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-            raise Refused(HTTPStatus.FORBIDDEN, "Another site asked for this.")
+            raise Refused(HTTPStatus.FORBIDDEN, "This request came from another site.")
 
     # ---- what is asked for ------------------------------------------------------------------------------------------
 
@@ -238,17 +244,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(body, kind, status=error.status)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class has to say (bad requests, other methods than GET), as a page of ours."""
+        """Answer what the base class refuses (bad requests, methods other than GET) with a page of this server."""
         status = HTTPStatus(code)
         self.close_connection = True
-        if not hasattr(self, "headers"):  # the request was not even read
+        if not hasattr(self, "headers"):  # the request could not be read so far
             self.headers = self.MessageClass()
         if status == HTTPStatus.NOT_IMPLEMENTED:
             status = HTTPStatus.METHOD_NOT_ALLOWED
-        self._refuse("", Refused(status, "Only GET is answered." if status == 405 else status.description))
+        self._refuse(
+            "", Refused(status, "This server answers only GET requests." if status == 405 else status.description)
+        )
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """A page that asks every second would fill the terminal."""
+        """Print nothing: a page that asks every second would fill the terminal."""
 
 
 _ROUTES: dict[str, Callable[[_Handler, dict[str, str]], None]] = {
@@ -270,8 +278,3 @@ def _integer(query: dict[str, str], name: str, default: int) -> int:
 
 def _tag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:24]}"'
-
-
-def run_link(server: Server, name: str) -> str:
-    """The address of a run's page."""
-    return f"{server.url}#/{quote(name, safe='')}"

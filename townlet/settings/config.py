@@ -509,19 +509,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or holds something else; the message names it.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(plain_yaml.LARGEST + 1)
-        if len(data) > plain_yaml.LARGEST:
-            raise ValueError(f"it is larger than {plain_yaml.LARGEST:,} bytes, the most that settings can take")
-        values = plain_yaml.load(data.decode("utf-8"))
+        values = plain_yaml.read_mapping(path, may_be_empty=True)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not YAML of settings ({error})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; expected lines of 'setting: value'")
+        raise ValueError(f"{path} cannot be read ({error.strerror}); expected a file of settings") from None
     reject_unknown(values, str(path))
     numeric = {f.name for f in fields(Config) if "str" not in kind_of(f)[0]}
     return {k: _number(v) if k in numeric and isinstance(v, str) else v for k, v in values.items()}

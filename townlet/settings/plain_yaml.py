@@ -6,6 +6,7 @@ Aliases are refused, since a few lines of them can stand for more values than fi
 from __future__ import annotations
 
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,3 +63,30 @@ def load(text: str) -> Any:
         KeyError,
     ) as error:  # a date that does not exist, for one
         raise ValueError(f"it holds an invalid value ({str(error)[:200]})") from None
+
+
+def read_mapping(path: str | Path, *, largest: int = LARGEST, may_be_empty: bool = False) -> dict[str, Any]:
+    """The settings that a YAML file holds. Neither their names nor their values are checked.
+
+    Args:
+        path: the file.
+        largest: the most bytes that the file may have.
+        may_be_empty: whether a file without any setting is allowed.
+
+    Raises:
+        ValueError: the file is too large, is not YAML or does not hold settings; the message names it.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(largest + 1)
+    try:
+        if len(data) > largest:
+            raise ValueError(f"it is larger than {largest:,} bytes, the most that settings can take")
+        values = load(data.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML ({error}); expected 'setting: value' lines") from None
+    if values is None and may_be_empty:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; expected 'setting: value' lines")
+    return values

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def finish(trainer: Trainer) -> Report | None:
-    """Write the end of a run into its folder: summary.json, learning.png, survival.png (Town) and report.html.
+    """Evaluate a run that has ended and write summary.json, learning.png, survival.png (Town only) and report.html.
+
+    Args:
+        trainer: the run. Without a folder nothing is written.
 
     Returns:
         The final table; None where the run was stopped early or asks for no final evaluation.
@@ -25,7 +28,7 @@ def finish(trainer: Trainer) -> Report | None:
         table = compare(Agent.of(trainer), config.final_eval_episodes, config.seed, trainer.say)
     if folder is None:
         return table
-    from ..reports import plots  # matplotlib takes long to import
+    from ..reports import plots  # here, because matplotlib takes long to import
 
     plots.learning_curve(folder / "metrics.csv", folder / "learning.png")
     if table is not None and config.is_town:

@@ -1,11 +1,12 @@
 """Population based training (Jaderberg et al. 2017): now and then the worst members become copies of the best.
 
-Truncation selection: each member of the lowest fraction takes over weights, target weights and optimiser moments of
-one drawn from the highest fraction (exploit), and its hyper-parameters, each multiplied by a factor or drawn anew
-(explore). A member keeps its own replay: it learned off-policy from what older weights did before, and still does. The
-recurrent state it acts with becomes zero, since the new weights cannot read what the old ones wrote.
+Selection is by truncation. Each member of the lowest fraction takes over the weights, target weights and optimiser
+moments of a member drawn from the highest fraction (exploit). It also takes over that member's hyper-parameters, each
+multiplied by a factor or drawn anew (explore). A member keeps its own replay: it learned off-policy from what older
+weights did before, and still does. The recurrent state that it acts with becomes zero, since the new weights cannot
+read what the old ones wrote.
 
-The draws of an event depend on the seed and the event's number alone, so that a resumed run repeats them.
+The draws of an event depend on the seed and the event's number alone, so a resumed run repeats them.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ import numpy as np
 
 from ..support.files import replacing
 
-_STREAM = 0x706274  # apart from what members and worlds draw from
+_STREAM = 0x706274  # distinct from the streams that members and worlds draw from
 
 _UPPER = {"gamma": 1.0, "epsilon_end": 1.0}
-"""Upper bounds of the hyper-parameters that have one; the others may be any positive number."""
+"""The upper bounds of the hyper-parameters that have one. The others may be any positive number."""
 
 
 class PopulationBasedTraining:
-    """Who copies whom, and what becomes of the hyper-parameters.
+    """Decides which member copies which, and how the copied hyper-parameters change.
 
     Args:
-        initial: name -> value of every member at the start [P], of the hyper-parameters to explore.
-        seed: of the draws.
-        fraction: share of members that copy and share that is copied from, in (0, 0.5]; at least one member each.
-        perturb: factor, or its inverse, on a copied hyper-parameter; on 1 - gamma for gamma.
-        resample: probability of drawing it instead between the smallest and the largest initial value, evenly in the
-            logarithm.
+        initial: the hyper-parameters to explore: name -> the members' values at the start, ``[P]``.
+        seed: the seed of the draws.
+        fraction: the share of members that copy, and the share that is copied from, in (0, 0.5]. Each is at least one
+            member.
+        perturb: a copied hyper-parameter is multiplied by this factor or by its inverse. For gamma, 1 - gamma is.
+        resample: the probability of drawing the hyper-parameter anew instead, log-uniformly between the smallest and
+            the largest initial value.
 
-    Attributes: ``lineage``, one row per copy: event, step, member, parent, their scores, hyper-parameters before and
-        after.
+    Attributes:
+        lineage: a row for each copy: event, step, member, parent, both scores, and each hyper-parameter before and
+            after.
     """
 
     def __init__(
@@ -48,22 +51,22 @@ class PopulationBasedTraining:
         self.lineage: list[dict[str, float]] = []
 
     def step(self, event: int, env_steps: int, scores: np.ndarray, hyper: Mapping[str, np.ndarray]) -> list[list[int]]:
-        """One event: writes new values into ``hyper`` and the lineage.
+        """Carry out one event: write the new values into ``hyper``, and the copies into the lineage.
 
         Args:
-            event: its number.
-            env_steps: when it happens.
-            scores: [P]; where one is NaN, because a member has none yet, nothing happens.
-            hyper: name -> [P].
+            event: the event's number.
+            env_steps: the environment steps that each member has taken.
+            scores: float64 ``[P]``. Nothing happens while one is NaN because its member has no score yet.
+            hyper: name -> float64 ``[P]``.
 
         Returns:
-            [members that copy, their parents].
+            Two lists of the same length: the members that copy, and their parents.
         """
         if np.isnan(scores).any():
             return [[], []]
         key = np.array([self.seed, _STREAM], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, event]))
-        draws = generator.random((scores.size, 1 + 2 * len(self.ranges)))  # of every member, whether it copies or not
+        draws = generator.random((scores.size, 1 + 2 * len(self.ranges)))  # for every member, whether it copies or not
         copies: list[list[int]] = [[], []]
         before = {name: hyper[name].copy() for name in self.ranges}
         for member, parent in truncation(scores, self.fraction, draws[:, 0]):
@@ -79,7 +82,7 @@ class PopulationBasedTraining:
         return copies
 
     def _explore(self, name: str, value: float, choice: float, where: float) -> float:
-        """The parent's value changed, from two draws in [0, 1)."""
+        """The parent's value, changed as two draws in [0, 1) decide."""
         low, high = self.ranges[name]
         if choice < self.resample:
             z = low ** (1 - where) * high**where
@@ -88,7 +91,7 @@ class PopulationBasedTraining:
         return float(_free(name, min(z, _UPPER.get(name, np.inf))))
 
     def write(self, path: Path) -> None:
-        """lineage.csv, in one move."""
+        """Write lineage.csv in one move, so that a reader never sees half of it."""
         names = [f"{name}_{when}" for name in self.ranges for when in ("before", "parent", "after")]
         with replacing(path) as file:
             rows = csv.DictWriter(file, ["event", "step", "member", "parent", "score", "parent_score", *names])
@@ -96,7 +99,7 @@ class PopulationBasedTraining:
             rows.writerows(self.lineage)
 
     def state_dict(self) -> dict[str, Any]:
-        """The lineage; all else follows from the settings."""
+        """The lineage. Everything else follows from the settings."""
         return {"lineage": [dict(row) for row in self.lineage]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -105,10 +108,15 @@ class PopulationBasedTraining:
 
 
 def truncation(scores: np.ndarray, fraction: float, draws: np.ndarray) -> list[tuple[int, int]]:
-    """(member, parent) of truncation selection: each of the lowest ``fraction`` and one of the highest.
+    """Pair each member of the lowest ``fraction`` with one drawn from the highest.
 
-    draws: [P] in [0, 1), of which member p's chooses its parent. Of equals the lower index counts as worse; a parent
-    that is not better is not copied.
+    Args:
+        scores: float64 ``[P]``. Of members with equal scores the one with the lower index counts as worse.
+        fraction: the share of members that copy, and the share that is copied from.
+        draws: ``[P]`` in [0, 1); ``draws[p]`` chooses the parent of member p.
+
+    Returns:
+        The pairs (member, parent). A parent that is not better than the member is left out.
     """
     order = np.argsort(scores, kind="stable")
     n = max(1, int(scores.size * fraction))
@@ -117,7 +125,7 @@ def truncation(scores: np.ndarray, fraction: float, draws: np.ndarray) -> list[t
 
 
 def _free(name: str, value: float) -> float:
-    """The positive number that is perturbed, from a hyper-parameter, or back: 1 - gamma in place of gamma."""
+    """The positive number that is perturbed, and back again: 1 - gamma for gamma, else the hyper-parameter itself."""
     return 1.0 - value if name == "gamma" else value
 
 

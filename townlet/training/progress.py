@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar in a terminal, a line now and then in a log file."""
+"""What a person sees while a run trains: a bar in a terminal, or a line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Progress:
 
     Args:
         total: environment steps per member at the end of the run.
-        start: steps already done.
-        members: P; steps/s counts all members' steps.
-        stream: a terminal gets a bar; anything else a line every ``every`` seconds.
+        start: steps per member already taken.
+        members: P, the number of members; steps/s counts the steps of all.
+        stream: where to show it; None is standard error. A terminal gets a bar, anything else gets lines.
+        every: seconds between lines.
     """
 
     def __init__(
@@ -43,7 +44,13 @@ class Progress:
             )
 
     def show(self, steps: int, updates: int, score: Callable[[], str]) -> None:
-        """Report steps and updates per member and a text such as "survival 120". Cheap when nothing is due."""
+        """Show the progress, if it is time to. The call is cheap when it is not.
+
+        Args:
+            steps: environment steps taken, per member.
+            updates: updates made, per member.
+            score: returns a text such as "survival 120"; it is called only when there is something to show.
+        """
         now = time.monotonic()
         if self.first_updates is None:
             self.first_updates = updates
@@ -63,7 +70,7 @@ class Progress:
         self.say(f"{steps:,}/{self.total:,} steps ({100 * steps / self.total:.0f}%), {text}, {clock(left)} left")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Print ``text`` on a line of its own, above the bar where there is one."""
         if self.bar is not None:
             self.bar.write(text, file=self.stream)
         else:
@@ -76,9 +83,14 @@ class Progress:
 
 
 def score_text(episodes: EpisodeStatistics, evaluation: Evaluation | None, hyper: Mapping[str, np.ndarray]) -> str:
-    """Recent training episodes and the latest evaluation: means over members with the half-widths of 95% intervals.
+    """The scores of recent training episodes and of the latest evaluation, as text.
 
-    Of several members the best is named, with those of its ``hyper``-parameters (name -> [P]) that differ.
+    Both are means over members with the half-widths of their 95% intervals. Of several members the best is named.
+
+    Args:
+        episodes: statistics of the training episodes.
+        evaluation: the latest evaluation, if there was one.
+        hyper: name -> ``[P]``. Those that differ between members are shown for the best one.
     """
     recent, parts = episodes.recent, []
     if not np.isnan(recent).all():

@@ -1,8 +1,8 @@
 """Acting in the training worlds and storing what happens: the part of training that another process could own.
 
-A rollout is told with what to act, where to store, and how many steps the members have taken. It knows nothing of
-learning, records or checkpoint files. What decides its next step is in ``state_dict``, but for the recurrent state,
-which the actor carries.
+A rollout is told which actor to act with, where to store, and how many steps the members have taken. It knows nothing
+of learning, records or checkpoint files. Everything that decides its next step is in ``state_dict``, except the
+recurrent state, which the actor carries.
 
 Symbols: P members, E environments of each, H units of the recurrent state, A actions.
 """
@@ -30,14 +30,14 @@ class RecurrentActor(Protocol):
 
     @property
     def state(self) -> tuple[Tensor, Tensor]:
-        """h and c [P, E, H], as they are before the next observation."""
+        """h and c, float32 ``[P, E, H]``, as they are before the next observation."""
 
     def act(self, obs: Tensor, reset: Tensor, legal: Tensor | None, epsilon: Tensor) -> Tensor:
-        """Choose actions [P, E] for observations [P, E, obs_size] and advance the state once."""
+        """Choose actions ``[P, E]`` for observations ``[P, E, obs_size]`` and advance the state once."""
 
 
 class TransitionStore(Protocol):
-    """What keeps the transitions; `SequentialReplayBuffer` explains the arguments."""
+    """What keeps the transitions. `SequentialReplayBuffer` explains the arguments."""
 
     def add(
         self,
@@ -58,22 +58,22 @@ class TransitionStore(Protocol):
 
 
 class Rollout:
-    """The training worlds of all members, the episodes that run in them, and the step that goes on with these.
+    """The training worlds of all members, the episodes that run in them, and the step that takes these further.
 
     Args:
-        config: the settings; of them the world, the curriculum, the seed, the sizes and the reward's scale are read.
-        make: opens worlds, ``make(env_id, n, **args)``.
+        config: the settings. Only the world, the curriculum, the seed, the sizes and the reward's scale are read.
+        make: opens worlds: ``make(env_id, n, **args)``.
 
     Attributes:
-        worlds: P * E environments of the present stage, ordered member by member.
-        stage: of the curriculum, from 0.
-        obs: the present observations, float32 [P, E, obs_size].
-        legal: the legal actions, bool [P, E, A]; None where the world has no mask.
-        reset: bool [P, E], ``obs`` is the first of an episode.
-        over: bool [P, E], ``obs`` is the last of an episode, so that the coming step only resets.
+        worlds: the P * E environments of the present stage, ordered member by member.
+        stage: the present stage of the curriculum, counted from 0.
+        obs: the present observations, float32 ``[P, E, obs_size]``.
+        legal: the legal actions, bool ``[P, E, A]``; None where the world has no mask.
+        reset: whether ``obs`` is the first of an episode, bool ``[P, E]``.
+        over: whether ``obs`` is the last of an episode, so that the coming step only resets, bool ``[P, E]``.
         restarts: how many times running episodes were cut and new ones begun.
         episodes: statistics of the training episodes.
-        seconds: wall clock spent so far on acting ("act"), in the worlds ("env") and on storing ("replay").
+        seconds: wall-clock seconds spent so far on acting ("act"), in the worlds ("env") and on storing ("replay").
 
     Raises:
         ValueError: the world is not supported, or the members' environments do not fill whole copies of it.
@@ -100,13 +100,13 @@ class Rollout:
         Args:
             actor: chooses the actions.
             store: keeps the transitions.
-            epsilon: share of random actions, float64 [P, E].
+            epsilon: the share of random actions, float64 ``[P, E]``.
 
         Returns:
-            The environment steps that each member took, E.
+            E, the number of environment steps that each member took.
 
         Raises:
-            ValueError: the world went wrong; world, environment and step are named.
+            ValueError: the world failed; the message names world, environment and step.
         """
         clock = time.perf_counter
         t0 = clock()
@@ -123,7 +123,7 @@ class Rollout:
             store.add_final(self._rows(step.over), step.final_obs, step.final_legal, *actor.state)
         self.episodes.add(step)
         self._observe(step.obs, step.legal)
-        unreal = step.over & ~step.first  # the coming step only resets, or nobody takes it
+        unreal = step.over & ~step.first  # the coming step only resets, or no agent takes it
         unreal = unreal if step.idle is None else unreal | step.idle
         self.reset, self.over = self._rows(step.first), self._rows(unreal)
         t3 = clock()
@@ -133,10 +133,10 @@ class Rollout:
         return self.config.num_envs
 
     def enter_stage(self, env_steps: int, actor: RecurrentActor, store: TransitionStore) -> bool:
-        """Begin the stage of the curriculum that ``env_steps`` has reached; the running episodes are cut.
+        """Begin the stage of the curriculum that is due at ``env_steps``. A new stage cuts the running episodes.
 
         Returns:
-            Whether it is another stage than before.
+            Whether a new stage began.
         """
         due = sum(first <= env_steps for first, _ in self.config.stages) - 1
         if due == self.stage:
@@ -146,7 +146,7 @@ class Rollout:
         return True
 
     def cut_episodes(self, actor: RecurrentActor, store: TransitionStore) -> None:
-        """Store the running episodes as truncated and begin new ones, from seeds that ``restarts`` decides.
+        """Store the running episodes as truncated and begin new ones, with seeds that depend on ``restarts``.
 
         The observation that each episode had reached becomes its final one, as an autoreset step would have stored it.
         """
@@ -161,7 +161,7 @@ class Rollout:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, but for the actor's state: plain values, tensors and arrays."""
+        """Everything the next step depends on, except the actor's state, as plain values, tensors and arrays."""
         return {
             "stage": self.stage,
             "restarts": self.restarts,
@@ -178,11 +178,11 @@ class Rollout:
         """Take over what ``state_dict`` returned, from a run with the same settings.
 
         Returns:
-            None, or why the worlds could not go on from where they were. Then `cut_episodes` has to follow, with an
-            actor and a store that have taken over theirs.
+            None, or the reason why the worlds cannot continue from where they were. In that case the caller has to
+            call `cut_episodes`, with an actor and a store that have taken over their own states.
 
         Raises:
-            ValueError: the observations, masks or flags have another shape or type.
+            ValueError: the observations, masks or flags have a different shape or type.
         """
         for name in ("obs", "legal", "reset", "over"):
             here, given = (None if v is None else (v.dtype, v.shape) for v in (getattr(self, name), state[name]))
@@ -208,7 +208,7 @@ class Rollout:
         return open_worlds(c, c.members * c.num_envs, c.stages[self.stage][1], self.make, workers=c.workers)
 
     def _change_stage(self, stage: int) -> None:
-        """Open the worlds of ``stage`` in place of the present ones; no episode runs in them yet."""
+        """Open the worlds of ``stage`` in place of the present ones. No episode runs in them yet."""
         self.stage = stage
         self.worlds.close()
         self.worlds = self._open_worlds()
@@ -224,5 +224,5 @@ class Rollout:
         self.obs, self.legal = self._rows(obs), None if legal is None else self._rows(legal)
 
     def _rows(self, array: np.ndarray) -> Tensor:
-        """[P*E, ...] of numpy -> [P, E, ...] of torch, sharing memory."""
+        """A numpy array ``[P * E, ...]`` as a tensor ``[P, E, ...]`` that shares its memory."""
         return torch.from_numpy(array).view(self.config.members, self.config.num_envs, *array.shape[1:])

@@ -1,6 +1,6 @@
-"""The members' hyper-parameters, and the values that schedules give them at a step.
+"""The members' hyper-parameters, and the values that schedules derive from them at a step.
 
-Schedules are functions of the step count alone; the hyper-parameters change only where training says so (pbt.py).
+Schedules are functions of the step count alone. The hyper-parameters change only through population based training.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from ..support import devices
 
 
 def lr_factor(c: Config, env_steps: int) -> float:
-    """The factor that the decay puts on a learning rate at this step."""
+    """The factor by which the decay multiplies a learning rate at this step, 1 to ``lr_end``."""
     done = min(1.0, env_steps / c.lr_decay_steps) if c.lr_decay_steps else 0.0
     return c.lr_end**done if c.lr_decay == "exponential" else 1.0 - (1.0 - c.lr_end) * done
 
 
 class Schedules:
-    """Attributes: ``hyper``, name -> float64 [P], of every setting that may differ between members."""
+    """What exploration and learning rates are at a step.
+
+    Args:
+        config: the settings.
+
+    Attributes:
+        hyper: every setting that may differ between members: name -> float64 ``[P]``.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.hyper = {name: np.array(config.per_member(name), dtype=np.float64) for name in PER_MEMBER}
         E = config.num_envs
-        # exponents of epsilon: from 1 to 1 + ladder (Ape-X, Horgan et al. 2018)
+        # The exponents of epsilon go from 1 to 1 + ladder (Ape-X, Horgan et al. 2018).
         self._ladder = 1.0 + config.epsilon_ladder * np.arange(E) / max(1, E - 1)
         self._forget()
 
@@ -44,7 +51,7 @@ class Schedules:
         """Take over what ``state_dict`` returned.
 
         Raises:
-            ValueError: names, shapes or types differ.
+            ValueError: names, shapes or types differ from this run's.
         """
         mine = {name: (values.shape, values.dtype) for name, values in self.hyper.items()}
         if {name: (np.shape(values), np.asarray(values).dtype) for name, values in state.items()} != mine:
@@ -55,21 +62,24 @@ class Schedules:
         self._forget()
 
     def epsilon(self, env_steps: int) -> Tensor:
-        """Share of random actions, float64 [P, E]: linear in the step count, then constant; spread by a ladder."""
+        """The share of random actions, float64 ``[P, E]``.
+
+        It changes linearly with the step count and is then constant. A ladder spreads it over the environments.
+        """
         c = self.config
         done = 1.0 if c.epsilon_decay_steps == 0 else min(1.0, env_steps / c.epsilon_decay_steps)
-        if done != self._epsilon[0]:  # not again at every step after the decay
+        if done != self._epsilon[0]:  # after the decay it is not computed again
             now = np.clip(c.epsilon_start + (self.hyper["epsilon_end"] - c.epsilon_start) * done, 0.0, 1.0)
             self._epsilon = done, torch.from_numpy(now[:, None] ** self._ladder)
         return self._epsilon[1]
 
     def set_lr(self, population: VectorizedPopulation, env_steps: int) -> None:
-        """The learning rates of this step: falling linearly, or by the same factor at every step, then constant."""
+        """Give the population the learning rates of this step."""
         lr = torch.from_numpy(self.hyper["lr"]).float() * lr_factor(self.config, env_steps)
         population.lr.copy_(devices.upload(lr, population.device))
 
     def apply(self, population: VectorizedPopulation, env_steps: int) -> None:
-        """Copy changed ``hyper`` into the population's own tensors, the only ones that a recorded graph reads."""
+        """Copy ``hyper`` into the population's own tensors, which are the only ones that a recorded graph reads."""
         population.gamma.copy_(torch.from_numpy(self.hyper["gamma"]))
         assert population.clip_norm is not None
         population.clip_norm.copy_(torch.from_numpy(self.hyper["clip_norm"]))

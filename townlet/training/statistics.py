@@ -14,7 +14,7 @@ from ..envs.adapter import WorldStep
 
 
 class Means:
-    """Means of named [P] tensors over many calls: one sum on their device, read only when it is asked for."""
+    """Means of named ``[P]`` tensors over many calls. The sums stay on the tensors' device until they are asked for."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class Means:
         self.count = 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Count one set of values; the same names every time."""
+        """Count one set of values, name -> ``[P]``. A set with other names starts anew."""
         rows = torch.stack(list(values.values())).double()
         if self.names != tuple(values):
             self.names, self.sums, self.count = tuple(values), torch.zeros_like(rows), 0
@@ -30,13 +30,13 @@ class Means:
         self.count += 1
 
     def drain(self) -> dict[str, np.ndarray]:
-        """Means [P] since the last call by name; none when nothing was added."""
+        """The means since the last call, name -> float64 ``[P]``; an empty dict when nothing was added."""
         out = dict(zip(self.names, (self.sums / max(self.count, 1)).cpu().numpy(), strict=True))
         self.names, self.sums, self.count = (), torch.empty(0), 0
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Count and sums by name."""
+        """The count, and the sums by name."""
         return {"count": self.count, "sums": {n: s.clone() for n, s in zip(self.names, self.sums, strict=True)}}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -47,21 +47,31 @@ class Means:
 
 
 class EpisodeStatistics:
-    """Returns and lengths of training episodes: running per environment, summed per member until drained."""
+    """Returns and lengths of training episodes: running for each environment, summed for each member until drained.
+
+    Args:
+        members: P.
+        num_envs: E, the number of environments of each member.
+
+    Attributes:
+        recent: the members' recent scores, float64 ``[P]``: an average over about the last 50 episodes of each, NaN
+            before the first.
+    """
 
     def __init__(self, members: int, num_envs: int) -> None:
         self.shape = (members, num_envs)
         self.returns, self.lengths = np.zeros(self.shape), np.zeros(self.shape)
         self.sums = {k: np.zeros(members) for k in ("episodes", "train_return", "train_length", "train_survival")}
         self.has_survival = False
-        self.recent = np.full(members, math.nan)  # score, an average over a member's last 50 episodes or so
+        self.recent = np.full(members, math.nan)
 
     @property
     def score_name(self) -> str:
+        """What ``recent`` is: "survival" or "return"."""
         return "survival" if self.has_survival else "return"
 
     def add(self, step: WorldStep) -> None:
-        """Count one step of all environments; one that only began an episode counts for nothing."""
+        """Count one step of all environments. A step that only begins an episode does not count."""
         P, E = self.shape
         over = step.over
         counted = (over | ~step.first).reshape(self.shape)
@@ -90,7 +100,10 @@ class EpisodeStatistics:
         self.returns.flat[ended] = self.lengths.flat[ended] = 0.0
 
     def drain(self) -> dict[str, np.ndarray]:
-        """Episodes [P] and means per episode [P] since the last call; NaN where no episode ended."""
+        """The number of episodes and the means per episode since the last call: column -> float64 ``[P]``.
+
+        A mean is NaN where no episode ended.
+        """
         count = self.sums["episodes"]
         with np.errstate(invalid="ignore"):
             out = {k: v.copy() if k == "episodes" else v / count for k, v in self.sums.items()}
@@ -101,7 +114,7 @@ class EpisodeStatistics:
         return out
 
     def forget_running(self) -> None:
-        """The running episodes were cut: none of them counts."""
+        """Drop what the running episodes have gathered, because they were cut."""
         self.returns[:], self.lengths[:] = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop: act in all worlds at once, store, learn; now and then evaluate, record, checkpoint.
+"""The training loop: act in all worlds at once, store, learn; now and then evaluate, record and write a checkpoint.
 
 One iteration is one step of all P * E environments; the `Rollout` acts and stores. Steps are counted per member, so an
 iteration adds E. Everything that decides what happens next (weights, replay, random counters, worlds, carried state,
@@ -54,16 +54,25 @@ class Trainer:
         record: whether to write a new run folder (config.yaml, metrics, events, checkpoints), at ``config.run_dir`` or
             under runs/. None writes one only where ``config.run_dir`` is given.
         folder: an existing run folder to continue (``resume`` uses it).
-        td_unroll: the fused operator, None for `ops.td_unroll`; tests pass broken twins.
-        make: opens worlds, ``make(env_id, n, **args)``.
+        td_unroll: the fused operator; None takes `ops.td_unroll`. Tests pass broken twins.
+        make: opens worlds: ``make(env_id, n, **args)``.
         say: receives lines meant for a person, such as how much memory the run takes.
 
-    Attributes: ``env_steps`` and ``updates`` (per member), ``rollout`` (the worlds and the episodes that run in them),
-    ``population``, ``replay``, ``learner``, ``seconds`` (wall clock per phase: act, env, replay, update, eval),
-    ``evaluations`` (step, Evaluation; the latest hundred), ``stopped_by`` (the signal that ended ``train``, or None).
+    Attributes:
+        env_steps: environment steps taken, per member.
+        rollout: the training worlds, and the episodes that run in them.
+        population: the members' networks, optimiser and recurrent state.
+        replay: the stored transitions.
+        learner: makes the updates.
+        schedules: the members' hyper-parameters, and what they are at a step.
+        pbt: population based training.
+        evaluations: the latest hundred evaluations, each with its step.
+        elapsed: wall-clock seconds of training, pauses between resumptions left out.
+        stopped_by: the signal that ended ``train``, or None.
+        folder: the run folder, or None.
 
     Raises:
-        ValueError: a world or setting is not supported, or the memory needed exceeds the machine's.
+        ValueError: a world or setting is not supported, or the run needs more memory than the machine has.
     """
 
     def __init__(
@@ -151,31 +160,31 @@ class Trainer:
 
     @property
     def updates(self) -> int:
-        """Updates made so far; every member takes part in each."""
+        """The updates made so far. Every member takes part in each."""
         return self.learner.updates
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall clock spent so far, by phase."""
+        """Wall-clock seconds spent so far in each phase: act, env, replay, update, eval."""
         return {**self.rollout.seconds, **self._seconds}
 
     # ---- one iteration ----------------------------------------------------------------------------------------------
 
     def epsilon(self) -> Tensor:
-        """Share of random actions, float64 [P, E]."""
+        """The share of random actions now, float64 ``[P, E]``."""
         return self.schedules.epsilon(self.env_steps)
 
     def act_step(self) -> None:
-        """One step of every environment, stored with the state that came before its observation."""
+        """Take one step of every environment and store it with the state that came before its observation."""
         self.env_steps += self.rollout.step(self.population, self.replay, self.epsilon())
 
     def updates_due(self) -> int:
-        """Updates per member that the steps taken so far pay for."""
+        """How many updates the replay ratio calls for after the steps taken so far."""
         c = self.config
         return max(0, int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update))
 
     def learn(self) -> None:
-        """Make the updates that are due."""
+        """Make the updates that are due and not yet made."""
         begun = time.perf_counter()
         if self.config.lr_decay_steps:
             self.schedules.set_lr(self.population, self.env_steps)
@@ -207,11 +216,14 @@ class Trainer:
     def train(self, progress: Progress | None = None) -> None:
         """Train until ``total_steps``, SIGINT or SIGTERM. A run with a folder then writes a last checkpoint.
 
+        Args:
+            progress: shows the run to a person; None shows nothing.
+
         Raises:
-            OSError: a file of the folder cannot be written; the message names it, and the last checkpoint is intact.
-            CheckpointError: likewise, for a checkpoint.
-            ValueError: another process trains in this folder, a world went wrong, or weights are not finite; the
-                message says where.
+            OSError: a file of the folder cannot be written. The message names it, and the last checkpoint is intact.
+            CheckpointError: a checkpoint cannot be written. The one before it is intact.
+            ValueError: another process trains in this folder, a world failed, or weights are not finite. The message
+                says where.
         """
         with stop_signals() as stop:
             if self.folder is None:
@@ -269,7 +281,10 @@ class Trainer:
             records.beat("stopped" if stop else "trained", self.env_steps, self.updates, self.elapsed)
 
     def evaluate(self) -> Evaluation:
-        """Play greedy episodes in worlds and with a state of their own; the training state is not touched."""
+        """Play greedy episodes with every member, in worlds and with a state of their own.
+
+        The training state is not touched. The result is also appended to ``evaluations``.
+        """
         begun = time.perf_counter()
         c = self.config
         result = evaluate(
@@ -286,7 +301,7 @@ class Trainer:
         return result
 
     def evaluation_worlds(self, n: int) -> VectorAdapter:
-        """``n`` environments as evaluation wants them."""
+        """Open ``n`` evaluation environments, which the caller closes."""
         c = self.config
         return open_worlds(c, n, c.evaluation_args, self.make, workers=c.workers)
 
@@ -323,8 +338,15 @@ class Trainer:
     def save(self, records: Records | None = None) -> Path:
         """Write a checkpoint into the run folder, after the ``records`` are safe on the disk.
 
+        Args:
+            records: the open records of the run, if there are any.
+
+        Returns:
+            The checkpoint's path.
+
         Raises:
-            CheckpointError: it cannot be written; earlier checkpoints stay.
+            ValueError: the run has no folder, or weights are not finite.
+            CheckpointError: the checkpoint cannot be written. Earlier ones stay.
         """
         if self.folder is None:
             raise ValueError("folder is None; expected a run folder to save into")
@@ -339,10 +361,10 @@ class Trainer:
     def save_agent(self) -> None:
         """Write agent.ckpt into the run folder: the settings, and the weights that evaluation plays with.
 
-        It has about a hundredth of a checkpoint's size, and `townlet serve` reads it while the run trains.
+        The file has about a hundredth of a checkpoint's size. ``townlet serve`` reads it while the run trains.
 
         Raises:
-            CheckpointError: it cannot be written; the earlier one stays.
+            CheckpointError: the file cannot be written. The earlier one stays.
         """
         assert self.folder is not None
         weights = {name: value.detach() for name, value in self.population.averaged.items()}
@@ -355,10 +377,15 @@ class Trainer:
         """Continue the run in folder ``run`` (or from one of its checkpoint files) as if it had never stopped.
 
         A run that was killed before its first checkpoint begins anew. A damaged checkpoint is reported through ``say``,
-        and the one before it is used. ``overrides`` may change only the settings in ``CHANGEABLE_ON_RESUME``.
+        and the one before it is used.
+
+        Args:
+            run: the run folder, or one of its checkpoint files.
+            overrides: settings to change; only those in ``CHANGEABLE_ON_RESUME`` may be.
+            **arguments: further arguments of `Trainer`, such as ``say``.
 
         Raises:
-            CheckpointError: there is no run, or no checkpoint of it is whole.
+            CheckpointError: there is no run, or none of its checkpoints is whole.
             ValueError: ``overrides`` holds a setting that cannot change.
         """
         stopped = stopped_run(run, overrides or {}, arguments.get("say", warnings.warn))
@@ -373,7 +400,7 @@ class Trainer:
         return trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the run needs to go on; plain values, tensors and arrays."""
+        """Everything the run needs to go on, as plain values, tensors and arrays."""
         return {
             "kind": "townlet-run",
             "config": self.config.to_dict(),
@@ -390,7 +417,13 @@ class Trainer:
         }
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned, from a run with the same settings (but for CHANGEABLE_ON_RESUME)."""
+        """Take over what ``state_dict`` returned.
+
+        The run it comes from must have the same settings, except those in ``CHANGEABLE_ON_RESUME``.
+
+        Raises:
+            ValueError: a setting or a part of the state differs.
+        """
         mine = self.config.to_dict()
         for name, value in tree["config"].items():
             if name not in CHANGEABLE_ON_RESUME and mine.get(name) != value:

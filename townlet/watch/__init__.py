@@ -1,1 +1,1 @@
-"""``townlet watch``: one episode in the terminal or as a GIF, and what goes on inside the agent."""
+"""``townlet watch``: one episode in the terminal or as a GIF, with what goes on inside the agent."""

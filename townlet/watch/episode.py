@@ -27,20 +27,36 @@ KEYS = "space: pause and go on   n: one step   q: quit"
 
 @dataclass(frozen=True)
 class Moment:
-    """The world as the agent finds it, and what it thinks; `thought` is None when the episode is over."""
+    """The world as the agent finds it, and what the agent thinks.
 
-    frame: Any  # str, picture or None, as the world renders
+    Attributes:
+        frame: what the world renders: a text, a picture (uint8 ``[height, width, 3]``), or None.
+        thought: what goes on inside the agent; None when the episode is over.
+        seen: what the agent has seen of the Town's map; None in other worlds.
+        names: the names of the actions, as they are shown.
+        steps: the steps taken so far.
+        score: the undiscounted sum of the rewards so far.
+    """
+
+    frame: Any
     thought: Thought | None
-    seen: SeenMap | None  # the Town's
-    names: list[str]  # of the actions
+    seen: SeenMap | None
+    names: list[str]
     steps: int
     score: float
 
 
 def in_terminal(agent: Agent, stream: TextIO, *, fps: float, **options: Any) -> tuple[int, float]:
-    """Print the episode's frames to ``stream``; a terminal is cleared between them and shown at ``fps``.
+    """Print the frames of an episode. A world that does not render as text shows its numbers.
 
-    A world that does not render as text shows its numbers. Returns (steps, return).
+    Args:
+        agent: the agent that plays.
+        stream: where to print. A terminal is cleared before each frame; anything else gets one frame after another.
+        fps: frames per second in a terminal.
+        **options: further arguments of `episode`.
+
+    Returns:
+        The number of steps, and the return.
     """
     live, steps, score = stream.isatty(), 0, 0.0
     with _keyboard(live) as keys:
@@ -63,7 +79,17 @@ def in_terminal(agent: Agent, stream: TextIO, *, fps: float, **options: Any) -> 
 
 
 def to_gif(agent: Agent, path: Path, *, fps: float, **options: Any) -> tuple[int, float]:
-    """Write the episode as an animated GIF. Returns (steps, return)."""
+    """Write an episode as an animated GIF.
+
+    Args:
+        agent: the agent that plays.
+        path: the file to write.
+        fps: pictures per second.
+        **options: further arguments of `episode`.
+
+    Returns:
+        The number of steps, and the return.
+    """
     from PIL import Image
 
     images: list[Any] = []
@@ -74,7 +100,7 @@ def to_gif(agent: Agent, path: Path, *, fps: float, **options: Any) -> tuple[int
         assert last is not None
         images.append(Image.fromarray(_beside(moment, last)).quantize(96))
     temporary = path.with_name(f".{path.name}.tmp")
-    # GIF counts hundredths of a second
+    # GIF counts in hundredths of a second, and 2 is the shortest time that viewers keep to.
     timing = {"duration": max(20, round(1000 / fps)), "loop": 0}
     try:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], **timing)
@@ -85,7 +111,7 @@ def to_gif(agent: Agent, path: Path, *, fps: float, **options: Any) -> tuple[int
 
 
 def _beside(moment: Moment, thought: Thought) -> np.ndarray:
-    """The frame with the panel to its right: uint8 [height, width, 3]."""
+    """The frame with the panel to its right: uint8 ``[height, width, 3]``."""
     from PIL import Image
 
     needed = panel.panel_height(thought, moment.names, moment.seen)
@@ -108,7 +134,19 @@ def _beside(moment: Moment, thought: Thought) -> np.ndarray:
 def episode(
     agent: Agent, render_mode: str, *, seed: int, member: int = 0, memory: bool = True, max_steps: int = 500
 ) -> Iterator[Moment]:
-    """The moments of one greedy episode, the first before any step; of the first agent's where there are several."""
+    """Play one greedy episode. In a world of several agents the moments are those of the first.
+
+    Args:
+        agent: the agent that plays.
+        render_mode: "ansi" or "rgb_array"; a world without that mode gives no frames.
+        seed: the seed of the episode.
+        member: the member that plays.
+        memory: False zeroes the recurrent state before every step.
+        max_steps: the episode is cut after so many steps.
+
+    Yields:
+        The moment before each step, and the one after the last.
+    """
     config, params = agent.config, agent.member(member)
     modes = _render_modes(agent)
     options = {"render_mode": render_mode} if render_mode in modes else {}
@@ -150,13 +188,13 @@ def _frame(worlds: VectorAdapter) -> Any:
 
 
 class _Keys:
-    """Single keys from a terminal."""
+    """Reads single keys from a terminal: pause, one step, quit."""
 
     def __init__(self) -> None:
         self.paused = False
 
     def wait(self, seconds: float) -> bool:
-        """Until the next frame is due; False: quit."""
+        """Wait until the next frame is due; returns False for the key that quits."""
         import select
 
         until = time.monotonic() + seconds
@@ -164,7 +202,7 @@ class _Keys:
             left = None if self.paused else max(0.0, until - time.monotonic())
             if not select.select([sys.stdin], [], [], left)[0]:
                 return True
-            key = os.read(sys.stdin.fileno(), 1)  # past Python's buffer, which select does not see
+            key = os.read(sys.stdin.fileno(), 1)  # read past Python's buffer, which select does not see
             if key in (b"q", b""):
                 return False
             if key == b" ":
@@ -176,17 +214,17 @@ class _Keys:
 
 @contextmanager
 def _keyboard(live: bool) -> Iterator[_Keys | None]:
-    """Keys without Enter while the episode plays; None where there is no terminal to read from."""
+    """Inside, keys can be read without Enter. None where there is no terminal to read from."""
     try:
         import termios
         import tty
-    except ImportError:  # not a Unix
+    except ImportError:  # not Unix
         live = False
     if not live or not sys.stdin.isatty():
         yield None
         return
     before = termios.tcgetattr(sys.stdin)
-    tty.setcbreak(sys.stdin, termios.TCSANOW)  # keeps what was typed already
+    tty.setcbreak(sys.stdin, termios.TCSANOW)  # TCSANOW: keeps what was typed already
     try:
         yield _Keys()
     finally:

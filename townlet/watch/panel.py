@@ -1,4 +1,4 @@
-"""An agent's thoughts to look at: as the lines below a frame in the terminal, and as a picture beside a frame."""
+"""An agent's thoughts to look at: as lines below a frame in the terminal, or as a picture beside a frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def text(thought: Thought, names: Sequence[str], seen: SeenMap | None) -> str:
-    """The lines below a frame in the terminal."""
+    """The lines below a frame in the terminal.
+
+    Args:
+        thought: what goes on inside the agent.
+        names: the names of the actions.
+        seen: what the agent has seen of the Town's map; None in other worlds, which show their numbers.
+    """
     t = thought
     shown = [a for a in range(len(t.q)) if t.allowed(a)]
     low, high = min(t.q[shown]), max(t.q[shown])
@@ -53,7 +59,7 @@ def _numbers(obs: np.ndarray) -> list[str]:
 
 
 def _spark(values: Any, low: float | None = None, high: float | None = None) -> str:
-    """One character per number, by height between low and high."""
+    """One character for each number, as high as the number lies between low and high."""
     values = np.asarray(values, dtype=np.float64)
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
@@ -89,7 +95,14 @@ _BLUE, _RED, _BLANK = (44, 110, 180), (206, 80, 60), (240, 237, 229)
 
 
 def picture(thought: Thought, names: Sequence[str], seen: SeenMap | None, height: int) -> np.ndarray:
-    """A panel beside a frame: uint8 [height, WIDTH, 3], height at least that of its content."""
+    """The panel beside a frame: uint8 ``[height, WIDTH, 3]``.
+
+    Args:
+        thought: what goes on inside the agent.
+        names: the names of the actions.
+        seen: what the agent has seen of the Town's map; None in other worlds, which show their numbers.
+        height: the height in pixels; a panel with more content is higher.
+    """
     from PIL import Image, ImageDraw
 
     height = max(height, panel_height(thought, names, seen))
@@ -104,14 +117,14 @@ def picture(thought: Thought, names: Sequence[str], seen: SeenMap | None, height
 
 
 def panel_height(thought: Thought, names: Sequence[str], seen: SeenMap | None) -> int:
-    """Pixels that the panel's content takes."""
+    """The height of the panel's content in pixels."""
     rows = -(-len(thought.state) // _PER_ROW)
     view = _MAP + 34 if seen is not None else 44
     return round(20 + 26 + 20 * len(names) + 10 + view + 34 + rows * _UNIT + 10 + 104)
 
 
 _LEFT, _RIGHT = 8, WIDTH - 20
-_PER_ROW, _UNIT = 32, 9.75  # units of the state in a row, pixels of each
+_PER_ROW, _UNIT = 32, 9.75  # how many units of the state are in a row, and the pixels of each
 _MAP = 140
 
 
@@ -123,7 +136,7 @@ def _heading(pen: render.Pen, words: str, y: float) -> float:
 def _draw_q(pen: render.Pen, t: Thought, names: Sequence[str], y: float) -> float:
     y = _heading(pen, "Q-values (line: state cleared, same mean)", y) + 6
     shown = [a for a in range(len(t.q)) if t.allowed(a)]
-    cleared = t.q_cleared - t.q_cleared[shown].mean() + t.q[shown].mean()  # what chooses is the differences
+    cleared = t.q_cleared - t.q_cleared[shown].mean() + t.q[shown].mean()  # only differences decide
     values = np.concatenate([t.q[shown], cleared[shown]])
     low, high = float(values.min()), float(values.max())
     room, left = 150.0, _LEFT + 100.0
@@ -175,7 +188,7 @@ def _draw_cells(pen: render.Pen, cells: np.ndarray, left: float, top: float, at:
 
 
 def _heat(value: float, largest: float) -> render.Colour:
-    """White at 0, blue below, red above."""
+    """The colour of a value: white at 0, blue below and red above."""
     share = min(1.0, abs(value) / largest) if largest > 0 else 0.0
     return render.mix(_BLANK, _BLUE if value < 0 else _RED, share)
 
@@ -214,7 +227,7 @@ def _draw_effect(pen: render.Pen, t: Thought, names: Sequence[str], y: float) ->
         pen.box(left, y + 18, half, 40, _BLANK, radius=3)
         for i, v in enumerate(last):
             tall = 38 * v / top
-            if tall > 0.5:  # else nothing to see
+            if tall > 0.5:  # a lower bar could not be seen
                 pen.box(left + i * half / 60, y + 58 - tall, half / 60, tall, colour)
     same = t.cleared_action == t.action
     words = "without it: the same action" if same else f"without it, it would choose {names[t.cleared_action]}"

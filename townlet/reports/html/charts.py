@@ -6,8 +6,8 @@
     svg = line_chart([Series("return", x, mean=[1, 3, 4], low=[0, 2, 3], high=[2, 4, 5])], "Return", "steps", "return")
     page = f"<style>{STYLE}</style>{svg}"
 
-Every chart is a string ``<svg ...>`` with a label that says in words what it shows. Values show while the pointer is
-over them, by CSS alone. All text is escaped here. Colours are CSS variables set in `STYLE`, light and dark.
+Every chart is a string ``<svg ...>`` with a label that says in words what it shows. Values appear while the pointer is
+over them, by CSS alone. All text is escaped here. Colours are CSS variables, which `STYLE` sets for light and dark.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ...support.text import interval, number
 
 Values = Sequence[float] | np.ndarray
 _WIDTH, _LEFT, _RIGHT = 560, 60, 14
-_MOST_POINTS = 400  # drawn per line; the rest is left out evenly, never averaged
-_MOST_TIPS = 120
+_MOST_POINTS = 400  # points drawn per line; the others are left out evenly, never averaged
+_MOST_TIPS = 120  # places of a chart that show their values
 
-# Okabe & Ito's palette, told apart by people with any colour vision, and the same hues for a dark ground.
+# Okabe & Ito's palette, which people with any colour vision can tell apart, and the same hues for a dark ground.
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#c98a00", "#3f9ad0", "#7c6a55", "#8a8a8a")
 _DARK = ("#58aeea", "#f0894a", "#33c39a", "#e08fc0", "#e9b43e", "#8fd0f7", "#b8a58c", "#a3a3a3")
 
@@ -56,14 +56,21 @@ STYLE = (
     ".chart .tip line{stroke:var(--soft);stroke-width:1}"
     "@media(prefers-reduced-motion:no-preference){.chart .tip{transition:opacity .08s}}"
 )
-"""CSS for all charts of a page; the page may use its variables too (--ink, --soft, --rule, --card, --c0 to --c7)."""
+"""The CSS of all charts of a page. The page may use its variables too (--ink, --soft, --rule, --card, --c0 to --c7)."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its mean, an interval around it, and the members behind it, all over the same ``x``.
+    """One line of a chart: a mean, an interval around it, and the members behind it. NaN leaves a point out.
 
-    NaN leaves a point out. ``colour`` picks one of the eight (None: the series' place in the chart).
+    Attributes:
+        name: the name in the legend.
+        x: where the points are; all other values belong to the same places.
+        mean: the values of the line.
+        low: the lower ends of the interval; None for no interval.
+        high: the upper ends of the interval; None for no interval.
+        members: the values of each member.
+        colour: the number of one of the eight colours; None takes the series' place in the chart.
     """
 
     name: str
@@ -77,7 +84,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a bar chart; ``low`` and ``high`` None: no interval."""
+    """One bar of a bar chart.
+
+    Attributes:
+        name: what the bar shows.
+        value: its length.
+        low: the lower end of its interval; None for no interval.
+        high: the upper end of its interval; None for no interval.
+        colour: the number of one of the eight colours.
+    """
 
     name: str
     value: float
@@ -102,12 +117,16 @@ def line_chart(
     """Lines with bands and faint members, as SVG.
 
     Args:
-        series: what to draw; one without a finite point is left out.
-        log: logarithmic y axis (values that are not positive are left out).
-        zero: the y axis includes 0.
-        guides: (name, value, colour) of dotted horizontal lines.
-        events: (name, x) of vertical lines; those outside the drawn range are left out.
-        width, height: of the picture, in units that are pixels where it has that width.
+        series: the lines to draw. A line without a finite point is left out.
+        title: the heading.
+        x_label: what x is.
+        y_label: what y is.
+        log: whether the y axis is logarithmic, which leaves out values that are not positive.
+        zero: whether the y axis includes 0.
+        guides: dotted horizontal lines, as (name, value, colour).
+        events: vertical lines, as (name, x). Those outside the drawn range are left out.
+        width: the width of the picture, in units that are pixels where it is shown at this width.
+        height: its height, in the same units.
     """
     series = [_thinned(s, i, log) for i, s in enumerate(series)]
     series = [s for s in series if len(s.x)]
@@ -143,7 +162,15 @@ def line_chart(
 def stacked_chart(
     x_values: Values, parts: Sequence[tuple[str, Values]], title: str, x_label: str, *, height: int = 260
 ) -> str:
-    """Shares that add up to 100%: ``parts`` are (name, share in percent at each x), drawn from the bottom up."""
+    """Shares that add up to 100%, stacked from the bottom up, as SVG.
+
+    Args:
+        x_values: where the shares were measured.
+        parts: the name of each part, and its share in percent at each x.
+        title: the heading.
+        x_label: what x is.
+        height: the height of the picture.
+    """
     if not len(x_values):
         return _nothing(title, height)
     rows = _legend_rows([(name, i) for i, (name, _) in enumerate(parts)], _WIDTH)
@@ -171,7 +198,14 @@ def stacked_chart(
 
 
 def bar_chart(bars: Sequence[Bar], title: str, x_label: str, *, limit: float | None = None) -> str:
-    """Horizontal bars from 0 with their intervals; ``limit`` draws a dotted line at the largest possible value."""
+    """Horizontal bars from 0 with their intervals, as SVG.
+
+    Args:
+        bars: the bars, from top to bottom. A bar whose value is not finite is left out.
+        title: the heading.
+        x_label: what the values are.
+        limit: the largest possible value, at which a dotted line is drawn; None for no line.
+    """
     bars = [b for b in bars if math.isfinite(b.value)]
     if not bars:
         return _nothing(title, 120)
@@ -207,7 +241,14 @@ def bar_chart(bars: Sequence[Bar], title: str, x_label: str, *, limit: float | N
 
 
 def lineage_chart(copies: Sequence[tuple[float, int, int]], members: int, end: float, x_label: str) -> str:
-    """Who copied whom: a line per member up to ``end``, and for each (step, member, parent) one from the parent."""
+    """Who copied whom, as SVG: a line for each member, and for each copy a line from the parent to the member.
+
+    Args:
+        copies: each copy as (step, member, parent).
+        members: the number of members.
+        end: the step at which the members' lines end.
+        x_label: what x is.
+    """
     row, title = 22, "Who copied whom"
     frame = _Frame(78, 38, _WIDTH - 78 - _RIGHT, row * members)
     x = _Axis(0.0, end or 1.0, frame.left, frame.right, _ticks(0.0, end or 1.0, 5))
@@ -235,7 +276,7 @@ def lineage_chart(copies: Sequence[tuple[float, int, int]], members: int, end: f
 
 @dataclass(frozen=True)
 class _Frame:
-    """The plot's area in the picture."""
+    """The area of the plot in the picture."""
 
     left: float
     top: float
@@ -253,7 +294,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps [low, high] to [start, end] of the picture; what lies outside is drawn on the edge."""
+    """Maps [low, high] to [start, end] of the picture. A value outside is drawn on the edge."""
 
     low: float
     high: float
@@ -270,7 +311,7 @@ class _Axis:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             ticks = [m * 10.0**d for d in decades for m in ((1,) if high > 100 * low else (1, 2, 5))]
             inside = [t for t in ticks if low <= t <= high]
-            few = [t for t in _ticks(low, high, 4) if t > 0.0]  # where the decades have no two ticks in here
+            few = [t for t in _ticks(low, high, 4) if t > 0.0]  # used where fewer than two ticks would show
             return cls(low, high, start, end, inside if len(inside) > 1 else few, log=True)
         low, high = (min(0.0, low), max(0.0, high)) if zero else (low, high)
         room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
@@ -298,7 +339,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _thinned(s: Series, place: int, log: bool) -> Series:
-    """Only points with a mean, at most `_MOST_POINTS` of them, the last one kept."""
+    """The series with at most `_MOST_POINTS` points, all with a mean. The last point is kept."""
 
     def good(value: float) -> bool:
         return math.isfinite(value) and (value > 0.0 or not log)
@@ -316,7 +357,7 @@ def _thinned(s: Series, place: int, log: bool) -> Series:
 
 
 def _with_bands(tight: list[float], series: Sequence[Series], log: bool) -> list[float]:
-    """The y values to show: all lines, and of bands what does not make the lines flat."""
+    """The y values that the axis has to hold: all lines, and as much of the bands as does not flatten the lines."""
     low, high = min(tight), max(tight)
     room = 0.5 * (high - low)
     least, most = (low / 3, high * 3) if log else (low - room, high + room)
@@ -375,7 +416,7 @@ def _line_tips(series: Sequence[Series], x: _Axis, y: _Axis, frame: _Frame) -> I
 
 
 def _tips(xs: Values, lines: Sequence[Sequence[str]], x: _Axis, frame: _Frame) -> Iterable[str]:
-    """Over each x a strip that shows its values while the pointer is there."""
+    """For each x a strip that shows the values there while the pointer is over it."""
     for i, at in enumerate(xs):
         left = frame.left if i == 0 else (x(xs[i - 1]) + x(at)) / 2
         right = frame.right if i == len(xs) - 1 else (x(at) + x(xs[i + 1])) / 2
@@ -390,7 +431,7 @@ def _tips(xs: Values, lines: Sequence[Sequence[str]], x: _Axis, frame: _Frame) -
 
 
 def _legend_rows(names: Sequence[tuple[str, int]], room: float) -> list[str]:
-    """A swatch and a name for each (name, colour), in as many rows as they need."""
+    """A swatch and a name for each (name, colour), in as many rows as are needed."""
     row, at = 0, float(_LEFT)
     rows: list[list[str]] = [[]] if names else []
     for name, colour in names:

@@ -17,13 +17,21 @@ from .run import series, setting_text
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
-    """Write the page. Raises OSError naming the file."""
+    """Write the page.
+
+    Args:
+        found: the comparison.
+        path: the file to write.
+
+    Raises:
+        OSError: the file cannot be written. The message names it.
+    """
     with replacing(path, durable=False) as file:
         file.write(render(found))
 
 
 def render(found: Comparison) -> str:
-    """The page."""
+    """The page as HTML."""
     unit = "ticks" if found.score_name == "survival" else "return"
     curves = found.curves()
     lines = [series(name, curve, i % 8) for i, (name, curve) in enumerate(zip(found.names, curves, strict=True))]
@@ -35,7 +43,7 @@ def render(found: Comparison) -> str:
         page.card(line_chart(timed, f"{title} over time", "seconds of wall clock", unit)),
         page.card(bar_chart(bars, f"Score: {found.source}", f"mean {found.score_name}")),
     ]
-    text = "Members faint, means strong, bands their 95% intervals over members (Student's t)."
+    text = "Members are drawn faint, means strong; bands are the means' 95% intervals over members (Student's t)."
     blocks = [
         page.section("Scores", f"Higher is better. From each run's {found.source}.", page.card(_table(found))),
         page.section("Differences", "Welch's 95% interval over members.", page.card(_differences(found.differences))),
@@ -62,7 +70,7 @@ def _settings(found: Comparison) -> str:
 
 
 def _seconds(run: Results, curve: Curve) -> list[float]:
-    """Wall clock at the records of a curve."""
+    """The wall-clock seconds at each point of a curve."""
     clock = run.curve("seconds")
     at = dict(zip(clock.x.tolist(), clock.mean.tolist(), strict=True))
     return [at.get(step, float("nan")) for step in curve.x.tolist()]

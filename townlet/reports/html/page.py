@@ -54,7 +54,14 @@ footer{margin-top:48px;color:var(--soft);font-size:12.5px}
 
 
 def page(title: str, subtitle: str, blocks: Iterable[str], *, footer: str) -> str:
-    """A whole document. ``blocks`` are HTML; everything else is text."""
+    """A whole document.
+
+    Args:
+        title: the heading, as text.
+        subtitle: the line below it, as text.
+        blocks: the content, as HTML.
+        footer: the last line, as text.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -101,8 +108,13 @@ def table(
 ) -> str:
     """A table whose first column names the row.
 
-    ``numbers``: the other columns are numbers. ``marks``: a class per row: "", "strong", "changed", or "head" for a row
-    that is a heading (its first text alone is shown).
+    Args:
+        columns: the headings.
+        rows: the cells of each row.
+        caption: the line above the table; "" for none.
+        numbers: whether the columns after the first hold numbers.
+        marks: a class for each row: "", "strong", "changed", or "head" for a row that is a heading, of which only the
+            first cell is shown.
     """
     kind = ' class="number"' if numbers else ""
     head = "".join(f'<th scope="col"{kind if i else ""}>{escape(c)}</th>' for i, c in enumerate(columns))
@@ -121,7 +133,7 @@ def table(
 
 
 def details(summary: str, content: str) -> str:
-    """Content that opens when it is asked for."""
+    """Content that is folded up until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 

@@ -35,11 +35,17 @@ _POLICY_COLOURS = {
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write report.html into a run folder and return its path.
+    """Write report.html into a run folder.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The path of the page.
 
     Raises:
         ValueError: ``folder`` is no run folder.
-        OSError: it cannot be written; an earlier report stays.
+        OSError: the page cannot be written. An earlier one stays.
     """
     path = Path(folder) / FILE
     text = render(Results.load(folder))
@@ -49,7 +55,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def try_report(folder: Path, say: Callable[[str], None]) -> None:
-    """`write_report` for a run that is training: no fault of a page may end it, so a fault goes to ``say``."""
+    """Write report.html for a run that is training. A fault goes to ``say``, since no page may end a run."""
     try:
         write_report(folder)
     except Exception as error:
@@ -57,9 +63,14 @@ def try_report(folder: Path, say: Callable[[str], None]) -> None:
 
 
 class LiveReport:
-    """`try_report` for a run that goes on.
+    """Writes report.html while a run goes on.
 
-    A page takes longer the longer the run is. So the next one waits until this one's time is `SHARE` of what passed.
+    A page takes longer to write the longer the run is. So the next one waits until the time spent on the last is no
+    more than ``SHARE`` of the time since.
+
+    Args:
+        folder: the run folder.
+        say: receives a line when a page could not be written.
     """
 
     SHARE = 0.01
@@ -68,7 +79,7 @@ class LiveReport:
         self.folder, self.say, self._next = folder, say, 0.0
 
     def update(self) -> None:
-        """Write the page, if it is time to."""
+        """Write the page if it is time to."""
         begun = time.monotonic()
         if begun >= self._next:
             try_report(self.folder, self.say)
@@ -77,7 +88,7 @@ class LiveReport:
 
 
 def render(run: Results) -> str:
-    """The page."""
+    """The page as HTML."""
     blocks = [
         _figures(run),
         page.section("Learning", _learning_text(run), page.grid(*_learning(run))),
@@ -88,7 +99,7 @@ def render(run: Results) -> str:
         page.section("Speed", _speed_text(run), page.grid(*_speed(run))),
         page.section(
             "Settings",
-            "What differs from the defaults; among all settings it is marked.",
+            "The settings that differ from the defaults. In the list of all settings they are marked.",
             page.card(_settings(run.config)),
         ),
         page.section("Where it ran", "One column for each start or resumption.", page.card(_sessions(run))),
@@ -105,7 +116,15 @@ def render(run: Results) -> str:
 def series(
     name: str, curve: Curve, colour: int | None = None, *, members: bool = True, interval: bool = True
 ) -> Series:
-    """A curve of a run as a chart draws it."""
+    """A curve of a run as a chart draws it.
+
+    Args:
+        name: the name in the legend.
+        curve: the values.
+        colour: the number of the colour; None takes the next.
+        members: whether the members are drawn behind the mean.
+        interval: whether the mean's interval is drawn.
+    """
     behind = [curve.members[:, p] for p in range(curve.members.shape[1])] if members else []
     low, high = (curve.low, curve.high) if interval and np.isfinite(curve.low).any() else (None, None)
     return Series(name, curve.x, curve.mean, low, high, behind, colour)
@@ -157,10 +176,10 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _learning_text(run: Results) -> str:
     if run.members > 1:
-        text = "Each member faint, their mean strong, the band its 95% interval over members (Student's t)."
+        text = "Members are drawn faint, their mean strong; the band is its 95% interval over members (Student's t)."
         copied = " Members were copied from each other, so they are not independent and the band is too narrow."
         return text + copied if run.lineage else text
-    return "One member: nothing here says how another seed would do (--members)."
+    return "This is one member. Nothing here says how another seed would do (--members)."
 
 
 def _learning(run: Results) -> Iterable[str]:
@@ -202,7 +221,7 @@ def _chart(
     guides: Any = (),
     **columns: str,
 ) -> str:
-    """A card with some columns of metrics.csv; "" when none of them has values."""
+    """A card with a chart of some columns of metrics.csv; "" when none of them has values."""
     curves = {name: run.curve(column) for column, name in columns.items()}
     lines = [series(name, curve, i) for i, (name, curve) in enumerate(curves.items()) if len(curve)]
     return page.card(line_chart(lines, title, _X, unit, log=log, zero=zero, guides=guides)) if lines else ""
@@ -211,8 +230,8 @@ def _chart(
 def _yardsticks_text(run: Results) -> str:
     if not run.policies:
         return ""
-    over = f"over {run.members} members' means for the trained ones" if run.members > 1 else "over episodes"
-    return f"Greedy play of the same unseen episodes by all; 95% intervals {over}."
+    over = f"over the means of {run.members} members for the trained ones" if run.members > 1 else "over episodes"
+    return f"All play the same unseen episodes greedily. Intervals are 95%, {over}."
 
 
 def _yardsticks(run: Results) -> Iterable[str]:
@@ -247,7 +266,10 @@ def _memory(run: Results) -> Iterable[str]:
 
 
 def _inside_text(run: Results) -> str:
-    return "Means over the updates between two records; state norms and the largest Q-value as of each record."
+    return (
+        "Values are means over the updates between two records. State norms and the largest Q-value are as of each "
+        "record."
+    )
 
 
 def _inside(run: Results) -> Iterable[str]:
@@ -255,7 +277,7 @@ def _inside(run: Results) -> Iterable[str]:
     guides = [("clipped at", float(clip.mean[-1]), 1)] if len(clip) and np.ptp(clip.members[-1]) == 0 else []
     norms = run.curve("grad_norm")
     if guides and len(norms) and norms.mean.max() < guides[0][1] / 20:
-        guides = []  # far above all of them: it would flatten the curve
+        guides = []  # the guide is so far above all norms that it would flatten the curve
     yield _chart(run, "Q-values", "Q", q="taken, in replay", q_max="largest, acting", target="TD target")
     yield _chart(run, "Absolute TD error", "TD error", log=True, td_error="mean", td_error_max="largest of an update")
     yield _chart(run, "Loss", "loss", log=True, loss="loss")
@@ -269,7 +291,7 @@ def _inside(run: Results) -> Iterable[str]:
 
 
 def _lineage_text(run: Results) -> str:
-    return f"{len(run.lineage)} copies of a better member over a worse one, its hyper-parameters explored."
+    return f"{len(run.lineage)} times a worse member became a copy of a better one, with changed hyper-parameters."
 
 
 def _lineage(run: Results) -> Iterable[str]:
@@ -293,7 +315,7 @@ def _lineage(run: Results) -> Iterable[str]:
 
 
 def _speed_text(run: Results) -> str:
-    return "Between two records. What acting, worlds, storing, updates and evaluation leave is bookkeeping."
+    return "Values are between two records. Time that none of the named phases takes is bookkeeping."
 
 
 def _speed(run: Results) -> Iterable[str]:
@@ -329,7 +351,7 @@ def _settings(config: dict[str, Any]) -> str:
     everything = page.table(["setting", "value", "default", "meaning"], rows, "", numbers=False, marks=marks)
     mine = [row for row, mark in zip(rows, marks, strict=True) if mark == "changed"]
     short = page.table(["setting", "value", "default", "meaning"], mine, "", numbers=False)
-    return (short if mine else "<p>All as by default.</p>") + page.details("All settings", everything)
+    return (short if mine else "<p>All settings have their defaults.</p>") + page.details("All settings", everything)
 
 
 def setting_text(value: Any) -> str:

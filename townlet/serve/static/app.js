@@ -1,4 +1,4 @@
-// The page: the list of runs, or one run; it asks the server again while somebody looks.
+// The page: the list of runs, or one run. It asks the server for news as long as somebody looks at it.
 
 import { Chart, spark } from "./charts.js";
 import { ask, columnName, compact, duration, el, Failure, fill, pill } from "./dom.js";
@@ -16,7 +16,7 @@ const GROUPS = [
   ["Exploration (epsilon)", ["epsilon"]],
 ];
 const LATE = ["td_error_max", "q_max", "clipped", "priority", "replay_fill", "valid", "episodes", "train_length", "steps_per_s", "updates_per_s"];
-const ELSEWHERE = /^(seconds|updates|.*_s|train_.*|eval_.*)$/; // in the tiles, the split of time and the first chart
+const ELSEWHERE = /^(seconds|updates|.*_s|train_.*|eval_.*)$/; // shown in the tiles, the split of time and the first chart
 const PHASES = { act: "acting", env: "worlds", replay: "storing", update: "learning", eval: "evaluating" };
 
 let page = null;
@@ -226,12 +226,12 @@ class RunPage {
       const kind = name.startsWith("  ") ? "sub" : /^trained( without memory)?$/.test(name) ? "ours" : "";
       return el("tr", { class: kind }, el("th", {}, name), bar, el("td", { class: "number" }, compact(p.mean)), el("td", { class: "interval" }, interval));
     });
-    const nothing = run.state === "evaluating" ? "The final evaluation is running." : "The table comes with the final evaluation.";
+    const nothing = run.state === "evaluating" ? "The final evaluation is running." : "The final evaluation has not run yet.";
     fill(
       this.results,
       el("div", { class: "title" }, el("h2", {}, "Evaluation"), ...links),
       rows.length ? el("table", { class: "policies" }, el("tbody", {}, ...table)) : el("p", { class: "faint" }, nothing),
-      rows.length ? el("p", { class: "faint" }, `mean ${run.score_name} in unseen episodes, 95% interval`) : null,
+      rows.length ? el("p", { class: "faint" }, `Mean ${run.score_name} in unseen episodes, with its 95% interval.`) : null,
     );
   }
 
@@ -269,7 +269,7 @@ class RunPage {
     fill(
       this.settings,
       el("h2", {}, "Settings"),
-      changed.length ? table(changed) : el("p", { class: "faint" }, run.settings.length ? "All as they come." : "config.yaml cannot be read."),
+      changed.length ? table(changed) : el("p", { class: "faint" }, run.settings.length ? "All settings have their defaults." : "config.yaml cannot be read."),
       el("details", { open }, el("summary", {}, `All ${run.settings.length} settings`), table(run.settings)),
       run.unreadable ? el("p", { class: "faint" }, `${run.unreadable} lines of metrics.csv cannot be read.`) : null,
     );
@@ -280,7 +280,7 @@ const pageOf = (run, name) => `/page?${new URLSearchParams({ run: run.name, page
 const constant = (curve) => curve.members.every((values) => values.every((v) => v === null || v === values[0]));
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
-// ---- going round ----------------------------------------------------------------------------------------------------
+// ---- navigation and refreshing --------------------------------------------------------------------------------------
 
 function route() {
   const name = decodeURIComponent(location.hash.slice(2));
@@ -304,7 +304,7 @@ async function refresh() {
     } catch (error) {
       if (!(error instanceof Failure) && !(error instanceof TypeError)) throw error;
       trouble.hidden = false;
-      trouble.textContent = error instanceof Failure ? error.message : "The server does not answer; is townlet serve still running?";
+      trouble.textContent = error instanceof Failure ? error.message : "The server does not answer. Is townlet serve still running?";
       wait = 3000;
     }
   }

@@ -1,11 +1,11 @@
-// A line chart in SVG: for each series the mean over members with its 95% interval, and every member as a thin line.
+// A line chart in SVG. Each series shows the mean over members with its 95% interval, and every member as a thin line.
 
 import { columnName, compact, el, svg } from "./dom.js";
 
 const PAD = { left: 52, right: 14, top: 10, bottom: 26 };
 
 export class Chart {
-  // series: [{column, role}], role "main", "second" (no interval, in the background).
+  // `series` is [{column, role}]. The role is "main", or "second" for a line in the background without an interval.
   constructor(title, series, { height = 190, wide = false } = {}) {
     this.series = series;
     this.height = height;
@@ -141,7 +141,7 @@ export class Chart {
   }
 }
 
-// The small curve of a card in the list.
+// The small curve on a card of the list.
 export function spark(curve, width = 260, height = 56) {
   const node = svg("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   if (!curve || curve.x.length < 2) return node;
@@ -182,7 +182,7 @@ function linear(range, box) {
   return { range, at: (v) => box[0] + (v - range[0]) * factor, back: (p) => range[0] + (p - box[0]) / factor };
 }
 
-// Round numbers in [low, high], about n of them.
+// About n round numbers in [low, high].
 function nice(low, high, n) {
   const rough = (high - low) / n;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -221,7 +221,7 @@ function band(curve, x, y, column) {
   return svg("path", { class: "band", d: known.length ? `M${upper.concat(lower).join("L")}Z` : "", "data-column": column });
 }
 
-// A tick's number: 5k where a value would be 5,000.
+// The number beside a tick. It is short: "5k", where a value would be shown as "5,000".
 const short = (v) => (Math.abs(v) >= 1000 && Math.abs(v) < 1e4 ? `${v / 1000}k` : compact(v));
 
 function nearest(xs, value) {

@@ -1,4 +1,4 @@
-// Elements, numbers and requests: what the other files share. Text from runs only ever becomes text, never markup.
+// Elements, numbers and requests: what the other files share. Text from runs becomes text nodes only, never markup.
 
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
@@ -54,7 +54,8 @@ export class Failure extends Error {
   }
 }
 
-// {value, tag}, or null when the server still has what `tag` names. Throws Failure for an error, TypeError for silence.
+// Returns {value, tag}, or null when what `tag` names is still current. Throws a Failure when the server answers with an
+// error, and a TypeError when it does not answer.
 export async function ask(path, query = {}, tag = null) {
   const response = await fetch(`${path}?${new URLSearchParams(query)}`, {
     cache: "no-store",

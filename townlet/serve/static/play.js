@@ -1,4 +1,5 @@
-// The panel in which a run's agent plays an episode: controls, the Town (or a world's own pictures), meters, Q-values.
+// The panel in which a run's agent plays an episode: the controls, the Town (or the world's own pictures), the meters
+// and the Q-values.
 
 import { spark } from "./charts.js";
 import { ask, compact, el, Failure, fill } from "./dom.js";
@@ -39,9 +40,9 @@ export class PlayPanel {
     this.over = el("div", { class: "over", hidden: true });
     this.big = button("big-play", "▶", "Play", () => this.toggle(), "big");
     this.playButton = button("play", "▶", "Play or pause (space)", () => this.toggle(), "first");
-    this.stepButton = button("step", "Step", "One step (right arrow)", () => this.step());
-    this.again = button("again", "↺", "The same episode again (R)", () => this.start());
-    this.fresh = button("fresh", "New seed", "Another episode (N)", () => this.start({ seed: this.seed + 1 }));
+    this.stepButton = button("step", "Step", "Take one step (right arrow)", () => this.step());
+    this.again = button("again", "↺", "Play the same episode again (R)", () => this.start());
+    this.fresh = button("fresh", "New seed", "Play another episode (N)", () => this.start({ seed: this.seed + 1 }));
     this.seedInput = el("input", {
       id: "seed", type: "number", min: 0, step: 1, value: 0, title: "Seed of the episode",
       on: { change: () => this.start({ seed: Math.max(0, Math.floor(Number(this.seedInput.value)) || 0) }) },
@@ -53,7 +54,7 @@ export class PlayPanel {
     this.speedText = el("output", {}, "8/s");
     this.memberSelect = el("select", { id: "member", title: "Member", on: { change: () => this.start() } });
     this.memoryInput = el("input", { id: "memory", type: "checkbox", checked: true, on: { change: () => this.start() } });
-    this.memoryLabel = el("label", { class: "switch", title: "Off: its state is zeroed before every step (M)" }, this.memoryInput, el("i"), "memory");
+    this.memoryLabel = el("label", { class: "switch", title: "When off, the agent's state is zeroed before every step (M)" }, this.memoryInput, el("i"), "memory");
     this.memberLabel = el("label", {}, "member ", this.memberSelect);
     this.message = el("p", { class: "message", role: "status" }, "loading the agent…");
     this.clock = el("div", { class: "clock" }, el("i"), el("b"));
@@ -107,19 +108,19 @@ export class PlayPanel {
     this.view = new TownCanvas(this.canvas);
   }
 
-  // What the page knows of the run: a new agent plays from the next episode, at once where none has begun.
+  // Takes in what the page knows of the run. A new agent plays from the next episode, or at once if none has begun.
   know(details) {
     this.newest = details.agent;
     const tried = this.failed && this.newest === this.refused;
     if (this.newest && !this.episode && !this.busy && !tried) this.start();
-    else if (!this.newest) this.say("This run has no agent yet: it is written at the first evaluation or checkpoint.");
+    else if (!this.newest) this.say("This run has no agent yet. It is written at the first evaluation or checkpoint.");
     const waiting = this.episode && this.newest !== this.episode.agent;
     if (waiting && !this.playing && this.frame?.t === 0 && !this.busy && !tried) this.start();
     this.showVersion();
     this.vacate();
   }
 
-  // Without anybody to play there is no stage, only the reason.
+  // Where no agent can play, only the reason is shown.
   vacate() {
     this.node.classList.toggle("vacant", !this.episode && (!this.newest || Boolean(this.failed)));
   }
@@ -211,7 +212,7 @@ export class PlayPanel {
     this.view.show(frame, glide);
     this.clock.firstChild.style.left = `${(100 * (frame.hour + 0.5)) / 24}%`;
     this.clock.firstChild.className = daylight(frame.hour) > 0.4 ? "sun" : "moon";
-    this.clock.classList.toggle("late", frame.hour >= 15); // the hour's place is where the sun is not
+    this.clock.classList.toggle("late", frame.hour >= 15); // moves the label aside, so that it does not cover the sun
     this.clock.lastChild.textContent = `${String(frame.hour).padStart(2, "0")}:00`;
     this.tick.textContent = `tick ${frame.survival} of ${town.max_steps}`;
     this.here.textContent = frame.here;
@@ -233,7 +234,7 @@ export class PlayPanel {
     });
   }
 
-  // The bars are the Q-values, the marks what they were had the state been cleared just now.
+  // The bars show the Q-values. The marks show what they would be had the state been cleared just now.
   showActions(frame) {
     const legal = (a) => !frame.legal || frame.legal[a];
     const shown = [...frame.q, ...frame.q_cleared].filter((_, a) => legal(a % frame.q.length));
@@ -267,7 +268,7 @@ export class PlayPanel {
     });
   }
 
-  // How much the state moves the Q-values, over the episode.
+  // Draws how much the state moved the Q-values at each step of the episode.
   showEffect(frame) {
     if (frame.t === 0) this.effects = [];
     this.effects.push(frame.effect);
@@ -315,7 +316,7 @@ export class PlayPanel {
     this.speedText.textContent = `${this.speed}/s`;
   }
 
-  // Nothing is asked for while nobody looks.
+  // The panel asks for nothing while nobody looks at it.
   async loop() {
     clearTimeout(this.timer);
     if (!this.playing || this.closed || this.busy) return;
@@ -331,7 +332,7 @@ export class PlayPanel {
     this.timer = setTimeout(() => this.loop(), Math.max(0, wait - (performance.now() - begun)));
   }
 
-  // Shows the next frame; when there is none left, asks for `ahead` of them.
+  // Shows the next frame. When none is left, asks the server for `ahead` frames.
   async advance(ahead, glide) {
     if (!this.episode || this.busy) return;
     const { id } = this.episode;
@@ -360,7 +361,7 @@ export class PlayPanel {
     this.refused = this.newest;
     this.vacate();
     this.say(error instanceof Failure ? `${error.message}.` : "The server does not answer.");
-    if (error.status === 410) this.say("Another page has taken the stage. Press play to take it back.");
+    if (error.status === 410) this.say("Another page has started an episode. Press play to start yours again.");
   }
 
   say(text) {

@@ -1,4 +1,4 @@
-// The Town on a canvas: what the agent sees now, what it has seen, and, behind the fog, what only we know.
+// The Town on a canvas: what the agent sees now, what it has seen, and, dimmed by fog, what it has not seen yet.
 
 const COLOURS = {
   Bed: "#5c6bc0", LuxuryBed: "#5c6bc0", Shower: "#26a6be", HomeMeal: "#ef8a3c", FastFood: "#ef8a3c", Job: "#796254",
@@ -37,7 +37,7 @@ export function isOpen(town, building, hour) {
   return (((hour - building.opens) % 24) + 24) % 24 < span;
 }
 
-// 0 at midnight, 1 at noon, with long days.
+// How light it is: 0 at midnight and 1 at noon, with long days.
 export const daylight = (hour) => Math.min(1, Math.max(0, 0.5 + 0.9 * Math.sin((2 * Math.PI * (hour - 6)) / 24)));
 
 export class TownCanvas {
@@ -54,7 +54,7 @@ export class TownCanvas {
     this.frame = this.before = null;
   }
 
-  // Shows a frame; the agent glides there within `glide` milliseconds.
+  // Shows a frame. The agent glides to its place within `glide` milliseconds.
   show(frame, glide = 0) {
     this.before = this.frame && frame.t === this.frame.t + 1 ? this.frame : frame;
     this.frame = frame;
@@ -100,7 +100,7 @@ export class TownCanvas {
     canvas.dataset.shows = share < 1 ? "" : frame.t;
   }
 
-  // What the agent could know of a cell: a building's kind, or one of the above.
+  // What the agent could know of a cell: the kind of building on it, or one of the values above.
   seen(x, y) {
     return this.frame.seen[y * this.town.size + x];
   }
@@ -175,7 +175,7 @@ export class TownCanvas {
       this.icon(b.name, x + cell / 2, y + cell / 2, cell * 0.4, pen.strokeStyle);
       return;
     }
-    const strange = this.seen(b.x, b.y) === SOMETHING; // seen from afar: a building, but which?
+    const strange = this.seen(b.x, b.y) === SOMETHING; // the agent saw a building from afar, but not which one
     const open = isOpen(this.town, b, this.frame.hour);
     let colour = mix(COLOURS[b.name] ?? "#777777", "#1b2036", 0.22 * (1 - light));
     if (!open || strange) colour = mix(colour, strange ? "#8a8578" : "#6c6f7c", strange ? 0.8 : 0.72);
@@ -320,7 +320,7 @@ export class TownCanvas {
   }
 }
 
-// "#rrggbb" with `share` of another in it; also takes what it returns.
+// The colour "#rrggbb" mixed with `share` of another. It also takes a colour that it returned before.
 function mix(a, b, share) {
   const [p, q] = [numbers(a), numbers(b)];
   return `rgb(${p.map((v, i) => Math.round(v + (q[i] - v) * share)).join(", ")})`;
@@ -331,7 +331,7 @@ function numbers(colour) {
   return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
 }
 
-// A fixed pseudo-random number in [0, 1) for a place.
+// A pseudo-random number in [0, 1) that is always the same for the same place.
 function hash(x, y, i) {
   const s = Math.sin(x * 127.1 + y * 311.7 + i * 74.7) * 43758.5453;
   return s - Math.floor(s);
