@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from paths import TESTS
+from paths import ROOT, TESTS
 from torch import Tensor
 
 from townlet.ops import reference
