@@ -25,7 +25,8 @@ from townlet.envs.town import TownArgs
 from townlet.learning.learner import Learner
 from townlet.learning.networks import RecurrentQNetwork, RecurrentSpatialQNetwork
 from townlet.learning.population import VectorizedPopulation
-from townlet.learning.replay import ReplaySample, SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
+from townlet.learning.sampling import ReplaySample
 from townlet.ops import TDSpec
 
 Network = RecurrentQNetwork | RecurrentSpatialQNetwork

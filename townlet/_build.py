@@ -1,6 +1,6 @@
-"""What was built, and what it runs on: the facts of the machine that bug reports, records and measurements share.
+"""Facts about the build and the machine, which bug reports, records and measurements share.
 
-The compiled libraries and torch load with the first question, so that the version alone costs nothing.
+The compiled libraries and torch load when the first function is called, so that reading the version costs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ __version__ = "0.1.0"
 
 
 def build_config() -> dict[str, Any]:
-    """Compiler, instruction sets, CUDA and torch: what a bug report needs. Plain values."""
+    """What a bug report needs to know about the build: compiler, instruction sets, CUDA, torch and Python.
+
+    Returns:
+        Name -> plain value (string, number, list or None).
+    """
     import torch
 
     from . import _native
@@ -39,7 +43,11 @@ def build_config() -> dict[str, Any]:
 
 
 def describe() -> dict[str, str]:
-    """Name -> value, in words: versions, build, instruction set, threads, GPU."""
+    """The facts of `build_config` and of the machine, in words: versions, instruction set, threads, GPU.
+
+    Returns:
+        Name -> value, both for a person to read.
+    """
     import torch
 
     facts = {name.replace("_", " "): _shown(value) for name, value in build_config().items()}
@@ -53,7 +61,7 @@ def describe() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor, as the system names it."""
+    """The processor's name, as the operating system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = (line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
@@ -63,14 +71,14 @@ def cpu_name() -> str:
 
 
 def kernel_in_use() -> str:
-    """Which implementation ``td_unroll`` takes on the CPU with ``backend="auto"``, in words."""
+    """The implementation that ``td_unroll`` takes on the CPU with ``backend="auto"``, in words."""
     from . import _native
 
     return f"compiled C++ on CPU, {_native.ISA} ({_native.LANES} floats per vector)"
 
 
 def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
-    """Which implementation ``td_unroll`` takes for CUDA tensors, in words."""
+    """The implementation that ``td_unroll`` takes for CUDA tensors, in words."""
     import torch
 
     from . import _native
@@ -86,12 +94,15 @@ def cuda_kernel_in_use(where: torch.device | str = "cuda") -> str:
 
 
 def plan_in_words(where: torch.device | str, H: int, dtype: str) -> str:
-    """The form that the recurrent kernels take on a GPU for two chains of 64 x 81, or why the form asked for fails.
+    """The form that the recurrent kernels take on a GPU for two chains of 64 x 81.
 
     Args:
         where: the GPU.
-        H: LSTM units.
+        H: the number of LSTM units.
         dtype: "fp32" or "bf16".
+
+    Returns:
+        The plan in words; where the form that was asked for cannot run, the reason.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Loads the compiled libraries and says which they are.
+"""Loads the compiled libraries and says which instruction sets and kernels they hold.
 
-torch comes first, since it brings libtorch_cpu and the one OpenMP runtime.
+torch is imported first, since it brings libtorch_cpu and the one OpenMP runtime.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 def _load(name: str) -> bool:
-    # find_spec also finds the libraries of an editable install, which lie elsewhere than this file
+    # an editable install keeps the libraries in another folder than this file, and find_spec finds them there too
     spec = importlib.util.find_spec(f"{__package__}.{name}")
     if spec is None or spec.origin is None:
         return False
@@ -36,12 +36,12 @@ if not _load("_ops"):
     )
 
 CUDA, WHY_NOT_CUDA = _load_cuda()
-"""Whether the operators' CUDA kernels are loaded, and if not, why."""
+"""Whether the operators' CUDA kernels are loaded, and the reason in words where they are not."""
 
 _ISA_BITS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512_bf16": 8}
 LANES: int = torch.ops.townlet.lanes()
-"""Floats in one vector of the kernels in use; padded sizes are multiples of it."""
+"""The number of floats in one vector of the kernels in use; padded sizes are multiples of it."""
 ISA_LEVELS: tuple[str, ...] = tuple(k for k, v in _ISA_BITS.items() if torch.ops.townlet.isa_levels() & v)
-"""Instruction sets that this CPU runs and kernels were built for."""
+"""The instruction sets that this CPU runs and that kernels were built for."""
 ISA: str = next(k for k, v in _ISA_BITS.items() if v == torch.ops.townlet.isa())
 """The instruction set of the kernels in use. The environment variable TOWNLET_ISA forces one that the CPU runs."""

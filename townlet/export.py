@@ -1,7 +1,7 @@
-"""One member's acting network for use elsewhere: TorchScript (`.pt`) or ONNX (`.onnx`), without Townlet.
+"""Writes one member's acting network as TorchScript (`.pt`) or ONNX (`.onnx`), for use without Townlet.
 
-Both hold one step: (obs, reset, h, c[, legal]) -> (q, action, h, c) for N environments. What the numbers in an
-observation are, what the actions are called and how the agent was trained is in the file, as JSON.
+Both formats hold one step for N environments: (obs, reset, h, c[, legal]) -> (q, action, h, c). The file also holds
+metadata as JSON: what the numbers in an observation are, what the actions are called, and how the agent was trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OPSET = 18
 
 
 class _Encoder(nn.Module):
-    """A network's own `encode` for one member: [N, obs_size] -> [N, D]."""
+    """A network's own `encode` for one member: ``[N, obs_size]`` -> ``[N, D]``."""
 
     def __init__(self, network: RecurrentNetwork, params: Params) -> None:
         super().__init__()
@@ -44,15 +44,19 @@ class _Encoder(nn.Module):
 class ActingNetwork(nn.Module):
     """The greedy step of one member, in operations that TorchScript and ONNX know.
 
-    forward: obs [N, obs_size], reset [N] bool (obs is the first of an episode), h and c [N, H] (zeros to begin with),
-    legal [N, A] bool or None -> q [N, A], action [N] int64, h, c. A row without a legal action counts as all legal;
-    ties go to the lowest action. An agent trained without memory takes every step for a first one.
+    An agent that was trained without memory treats every step as the first of an episode.
+
+    Args:
+        network: the sizes and the encoder.
+        params: the member's parameters, name -> ``[1, ...]`` float32.
+        memory: whether the agent was trained with memory.
+        metadata: JSON that goes into the file.
     """
 
     def __init__(self, network: RecurrentNetwork, params: Params, *, memory: bool, metadata: str) -> None:
         super().__init__()
         self.metadata, self.memory, self.hidden_size = metadata, memory, network.hidden_size
-        # what `encode` reads of the LSTM is the number of members
+        # the encoder reads the number of members off an LSTM weight, so it needs that one too
         own = [k for k in params if k == "lstm.w_ih" or not k.startswith(("lstm.", "head."))]
         self.encoder: nn.Module = _Encoder(network, {k: params[k] for k in own})
         w = network.recurrent({k: v.detach().cpu().clone() for k, v in params.items()})
@@ -67,6 +71,18 @@ class ActingNetwork(nn.Module):
     def forward(
         self, obs: Tensor, reset: Tensor, h: Tensor, c: Tensor, legal: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step of N environments.
+
+        Args:
+            obs: ``[N, obs_size]`` float32.
+            reset: ``[N]`` bool, whether the observation is the first of an episode.
+            h: ``[N, H]`` float32, zeros to begin with.
+            c: ``[N, H]`` float32, zeros to begin with.
+            legal: ``[N, A]`` bool, or None for all legal. A row without a legal action counts as all legal.
+
+        Returns:
+            The Q-values ``[N, A]``, the actions ``[N]`` int64, and the new h and c. Ties go to the lowest action.
+        """
         keep = (~reset if self.memory else torch.zeros_like(reset)).unsqueeze(1).to(h.dtype)
         h, c = self.lstm(self.encoder(obs), (h * keep, c * keep))
         y = self.fc(h)
@@ -80,7 +96,7 @@ class ActingNetwork(nn.Module):
 
     @torch.jit.export
     def initial_state(self, n: int) -> tuple[Tensor, Tensor]:
-        """(h, c) before the first step of n environments."""
+        """h and c before the first step of n environments, ``[n, H]`` float32 each."""
         return torch.zeros(n, self.hidden_size), torch.zeros(n, self.hidden_size)
 
 
@@ -91,7 +107,7 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
 
 
 def metadata(agent: Agent, member: int) -> dict[str, Any]:
-    """The metadata: what goes in, what comes out, and where the weights come from."""
+    """What the file says about itself, as plain values: inputs, outputs, and where the weights come from."""
     worlds = agent.worlds(1)
     _, legal = worlds.reset([0] * worlds.num_envs)  # several agents: an environment each
     worlds.close()
@@ -119,14 +135,30 @@ def metadata(agent: Agent, member: int) -> dict[str, Any]:
 
 
 def acting_network(agent: Agent, member: int = 0) -> ActingNetwork:
-    """The module of one member. Raises ValueError for a number that no member has."""
+    """The acting network of one member.
+
+    Args:
+        agent: a trained agent.
+        member: the member's number, from 0.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        ValueError: no member has that number.
+    """
     params = agent.member(member)
     text = json.dumps(metadata(agent, member))
     return ActingNetwork(agent.network, params, memory=agent.config.memory, metadata=text).eval()
 
 
 def export(agent: Agent, path: str | Path, member: int = 0) -> None:
-    """Write one member's acting network to ``path``: TorchScript for `.pt`, ONNX for `.onnx`, in one move.
+    """Write one member's acting network to a file, which appears whole or not at all.
+
+    Args:
+        agent: a trained agent.
+        path: the file; its ending decides the format: `.pt` is TorchScript, `.onnx` is ONNX.
+        member: the member's number, from 0.
 
     Raises:
         ValueError: ``path`` has another ending, no member has that number, or the packages that ONNX needs are not
@@ -137,7 +169,8 @@ def export(agent: Agent, path: str | Path, member: int = 0) -> None:
         raise ValueError(f"path is {path}; expected a name that ends in .pt (TorchScript) or .onnx")
     network = acting_network(agent, member)
     with warnings.catch_warnings():
-        # of TorchScript's end of development, and of sizes read while tracing, which are the network's own and not N
+        # torch warns that TorchScript is no longer developed, and that sizes are read while tracing. Those sizes are
+        # the network's own and not N, so they may be constants.
         warnings.simplefilter("ignore")
         data = _onnx(network) if path.suffix == ".onnx" else _torchscript(network)
     with replacing(path, "wb") as file:
@@ -165,7 +198,7 @@ def _onnx(network: ActingNetwork) -> bytes:
     if facts["legal"]:
         arguments.append(torch.ones(n, len(facts["actions"]), dtype=torch.bool))
         names.append("legal")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every package that is not there
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every optional package that is missing
     program = torch.onnx.export(
         network,
         tuple(arguments),

@@ -1,4 +1,4 @@
-"""Modules around the operators: ``ResetLSTM``."""
+"""PyTorch modules around the operators: ``ResetLSTM``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ResetLSTM(nn.Module):
 
         Args:
             x: ``[P, B, T, D]``, the inputs, in the dtype of the weights.
-            state: h and c before step 0, ``[P, B, H]`` each; None for zeros.
+            state: h and c before step 0, ``[P, B, H]`` each, in the dtype of the weights; None for zeros.
             reset: ``[P, B, T]`` bool, or None. Where it is set, the state is zeroed before the step.
 
         Returns:
@@ -103,4 +103,5 @@ class ResetLSTM(nn.Module):
         return (y[0], (h[0], c[0])) if single else (y, (h, c))
 
     def extra_repr(self) -> str:
+        """The sizes, as ``print`` shows them."""
         return f"{self.input_size}, {self.hidden_size}, members={self.members}"

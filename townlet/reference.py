@@ -1,4 +1,4 @@
-"""The readable twins of the operators in plain PyTorch, which ``townlet.ops.reference`` defines."""
+"""The readable twins of the operators in plain PyTorch: see ``townlet.ops.reference``."""
 
 from __future__ import annotations
 

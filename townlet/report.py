@@ -1,4 +1,4 @@
-"""The table of a run, its agents and its yardsticks: see `townlet.evaluation`; and the end of a run."""
+"""The table of a run, its agents and its yardsticks (see `townlet.evaluation`), and the end of a run (`finish`)."""
 
 from .evaluation.agent import Agent
 from .evaluation.table import Report, Row, compare

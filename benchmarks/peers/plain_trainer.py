@@ -15,7 +15,7 @@ from torch import Tensor
 from update import Case, PlainLearner, PlainNetwork
 
 from peers.numpy_town import NumpyTown
-from townlet.learning.replay import ReplaySample
+from townlet.learning.sampling import ReplaySample
 from townlet.settings.config import Config
 from townlet.training.schedules import lr_factor
 from townlet.training.trainer import Trainer

@@ -164,7 +164,7 @@ def test_resume_continues_a_finished_run(tmp_path, capsys):
     assert main(["train", "--resume", folder, "--lr", "1"]) == 2
     assert main(["train", "--resume", folder, "--config", "x"]) == 2
     said = capsys.readouterr().err
-    assert "lr cannot change" in said
+    assert "lr is given, but cannot change" in said
     assert "--config and --resume are both given; expected one" in said
 
 

@@ -19,12 +19,12 @@ from command_line import arguments
 from worlds import tiny
 
 from townlet.cli import main
-from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import GreedyActor
 from townlet.export import METADATA, export
 from townlet.learning.assembly import build_network, open_worlds
 from townlet.report import Agent
 from townlet.settings.config import Config
+from townlet.support.ids import TOWN_ID
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

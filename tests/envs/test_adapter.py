@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import clock
 
 from townlet.envs.adapter import VectorAdapter
-from townlet.envs.ids import TOWN_ID
 from townlet.envs.make import make_worlds
+from townlet.support.ids import TOWN_ID
 from townlet.training.trainer import Trainer
 
 

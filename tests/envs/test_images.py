@@ -11,10 +11,10 @@ from image_worlds import signs
 from torch import nn
 from worlds import tiny
 
-from townlet.envs.convolutions import Convolution, parse_convolutions
 from townlet.envs.images import default_convolutions, find_image
 from townlet.envs.spaces import ObservationRows
 from townlet.learning.networks import RecurrentConvQNetwork, RecurrentQNetwork
+from townlet.support.convolutions import Convolution, parse_convolutions
 from townlet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +68,7 @@ def test_no_image_or_several():
     for space in (Discrete(3), Box(0, 1, (5, 5)), Dict(a=Box(0, 1, (7,)))):
         assert find_image(space, "w") is None
     assert find_image(SYMBOLS, "w", least=6) is None
-    with pytest.raises(ValueError, match=r"w: 2 images \(observation\['a'\], observation\['b'\]\); expected one"):
+    with pytest.raises(ValueError, match=r"w: observation holds 2 images \(observation\['a'\], observation\['b'\]\); "):
         find_image(Dict(a=GREY, b=GREY), "w")
 
 

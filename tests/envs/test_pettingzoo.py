@@ -143,7 +143,7 @@ def test_action_masks_are_legal_actions(masks):
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"duel: 3 environments; expected a multiple of its 2 agents \(brief, long\)"):
+    with pytest.raises(ValueError, match=r"duel: num_envs is 3; expected a multiple of its 2 agents \(brief, long\)"):
         make_worlds(DUEL, 3)
     with pytest.raises(ValueError, match=r"^num_envs is 3, final_eval_episodes is 5; expected multiples of 2, the"):
         Trainer(duel(members=2, num_envs=3, final_eval_episodes=5, capacity=800, learning_starts=40))

@@ -74,6 +74,7 @@ def pair(make, num_envs, workers, feedback=False):
         adapter.feed_back(action=feedback, reward=feedback)
         starts.append(adapter.reset(range(3, 3 + num_envs)))
     same(*starts)
+    assert both[0].action_names == both[1].action_names
     return both
 
 

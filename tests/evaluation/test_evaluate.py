@@ -9,7 +9,6 @@ import pytest
 import torch
 import worlds as _worlds  # noqa: F401  registers the Clocks
 
-from townlet.envs.ids import TOWN_ID
 from townlet.envs.make import make_worlds
 from townlet.evaluate import (
     GreedyActor,
@@ -21,6 +20,7 @@ from townlet.evaluate import (
     training_seeds,
 )
 from townlet.learning.networks import RecurrentQNetwork
+from townlet.support.ids import TOWN_ID
 
 
 def clocks(n):

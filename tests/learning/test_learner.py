@@ -13,7 +13,7 @@ from townlet import ops, reference
 from townlet.learning.learner import Learner
 from townlet.learning.networks import cut_memory
 from townlet.learning.population import VectorizedPopulation
-from townlet.learning.replay import ReplaySample
+from townlet.learning.sampling import ReplaySample
 from townlet.ops import SequenceBatch, TDOutput, TDSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_cases import OBS, A, H, buffer, step
 
-from townlet.learning.replay import ReplaySample, SequentialReplayBuffer
+from townlet.learning.replay import SequentialReplayBuffer
+from townlet.learning.sampling import ReplaySample
 from townlet.reference import valid_transitions
 
 # -- streams by hand -----------------------------------------------------------------------------------------------

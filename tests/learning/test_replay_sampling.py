@@ -243,11 +243,11 @@ def test_memory_is_measured_stated_and_refused_before_allocation(
 
     monkeypatch.setattr(torch, "zeros", no_allocation)
     with pytest.raises(
-        MemoryError, match=r"replay: 2 x 3 streams of 333333333332 steps, .* MiB; this machine has .* MiB"
+        MemoryError, match=r"replay: 2 x 3 streams of 333333333332 steps, .* MiB; expected at most .* of this machine"
     ):
         SequentialReplayBuffer(**(sizes | {"capacity": 10**12}), seeds=[1, 2])
     monkeypatch.undo()
-    monkeypatch.setattr(devices, "memory", lambda device: 2**62)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 2**62)
     with pytest.raises(MemoryError, match="allocation failed"):
         SequentialReplayBuffer(**(sizes | {"capacity": 10**15}), seeds=[1, 2])
 

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 from replay_cases import OBS, A, H, buffer
 
 from townlet import _C
-from townlet.learning.replay import PRIORITY_FLOOR, REPLAY_STREAM, ReplaySample, SequentialReplayBuffer
+from townlet.learning.replay import REPLAY_STREAM, SequentialReplayBuffer
+from townlet.learning.sampling import PRIORITY_FLOOR, ReplaySample
 from townlet.reference import valid_transitions
 from townlet.runs import checkpoint
 

@@ -18,7 +18,6 @@ from PIL import Image
 from worlds import clock, tiny
 
 from townlet.cli import main
-from townlet.envs.ids import TOWN_ID
 from townlet.evaluate import mean_interval
 from townlet.report import Agent
 from townlet.reports.html import run as report_html
@@ -28,6 +27,7 @@ from townlet.runs.metrics import Curve
 from townlet.runs.results import Results
 from townlet.settings import config
 from townlet.settings.config import Config
+from townlet.support.ids import TOWN_ID
 from townlet.support.text import number
 from townlet.training.trainer import Trainer
 

@@ -164,7 +164,7 @@ def test_a_savable_world_resumes_in_silence(tmp_path):
 
 def test_only_some_settings_can_change(tmp_path):
     Trainer(clock(total_steps=80, run_dir=str(tmp_path / "run"))).train()
-    with pytest.raises(ValueError, match=r"lr cannot change when a run is resumed; these can: .*total_steps"):
+    with pytest.raises(ValueError, match=r"lr is given, but cannot change when a run is resumed; .*total_steps"):
         Trainer.resume(tmp_path / "run", {"lr": 1.0, "total_steps": 90})
     run = Trainer.resume(tmp_path / "run", {"total_steps": 90, "eval_episodes": 2, "keep_checkpoints": 1})
     assert run.config.total_steps == 90
@@ -241,7 +241,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path):
 
 def test_what_is_no_run_is_named(tmp_path):
     checkpoint.write_file(tmp_path / "other.ckpt", {"kind": "something else"})
-    with pytest.raises(CheckpointError, match="not the checkpoint of a training run"):
+    with pytest.raises(CheckpointError, match="expected the checkpoint of a training run"):
         read_run(tmp_path / "other.ckpt")
     checkpoint.write_file(tmp_path / "stray.ckpt", Trainer(clock()).state_dict())
     with pytest.raises(ValueError, match="expected a run folder, or a checkpoint in its folder 'checkpoints'"):
@@ -281,7 +281,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path):
     through = Trainer(clock(total_steps=120))
     through.train()
     assert same(without_config(again.state_dict()), without_config(through.state_dict()))
-    with pytest.raises(ValueError, match="lr cannot change"):
+    with pytest.raises(ValueError, match="lr is given, but cannot change"):
         Trainer.resume(folder, {"lr": 0.1})
 
 

@@ -101,7 +101,7 @@ def test_no_failure_of_it_ends_a_run(wandb, tmp_path, where):
 
 def test_a_missing_package_is_said_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="wandb: the package is not installed; pip install wandb"):
+    with pytest.raises(ValueError, match="wandb is set, but its package is not installed; expected it"):
         Trainer(run_in(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -93,7 +93,7 @@ def test_the_command_shows_them(capsys):
 
 def test_a_preset_cannot_change_when_a_run_is_resumed(tmp_path):
     Trainer(clock(total_steps=40, run_dir=str(tmp_path / "run"))).train()
-    with pytest.raises(ValueError, match="preset cannot change when a run is resumed"):
+    with pytest.raises(ValueError, match="preset is given, but cannot change when a run is resumed"):
         Trainer.resume(tmp_path / "run", {"preset": "r2d2"})
 
 

@@ -239,7 +239,7 @@ def test_a_copy_without_a_part_is_noticed(monkeypatch, what):
 
 def test_copy_members_refuses_a_parent_that_is_overwritten():
     run = Trainer(clock(members=4))
-    with pytest.raises(ValueError, match=r"parents are \[1, 2\]; expected one for each of \[0, 1\], none among them"):
+    with pytest.raises(ValueError, match=r"parents is \[1, 2\]; expected one for each of \[0, 1\], none among them"):
         run.population.copy_members([0, 1], [1, 2])
 
 

@@ -19,12 +19,12 @@ from PIL import Image
 from worlds import Clock, tiny
 
 from townlet.envs.adapter import VectorAdapter
-from townlet.envs.ids import TOWN_ID
 from townlet.envs.make import make_worlds
 from townlet.evaluate import GreedyActor
 from townlet.evaluation import thoughts
 from townlet.learning.networks import RecurrentQNetwork
 from townlet.report import Agent
+from townlet.support.ids import TOWN_ID
 from townlet.watch import episode as watch
 from townlet.watch import panel
 

@@ -1,6 +1,6 @@
-"""Environments: the Town, its yardsticks, its pictures. Importing this package registers `townlet/Town-v0`.
+"""Environments: the Town, and the adapter before every other world. Importing this package registers the Town.
 
-The Town's own names load on first use, since settings ask this package for nothing but ids.
+The Town's own names load on first use, since the settings need nothing of this package but ids.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from .ids import TOWN_ID
+from ..support.ids import TOWN_ID
 
 if TYPE_CHECKING:
     from .town import ACTIONS, BUILDINGS, METERS, ObservationLayout, TownArgs, TownEnv, TownVectorEnv
@@ -24,10 +24,10 @@ if TOWN_ID not in gymnasium.registry:
     )
 
 
-if not TYPE_CHECKING:  # else every name would be one, to a type checker
+if not TYPE_CHECKING:  # a type checker would take every name for one of the module
 
     def __getattr__(name: str) -> Any:
-        """Public names load on first use."""
+        """A public name of the Town, loaded on first use; AttributeError for any other."""
         if name in __all__:
             from . import town
 

@@ -1,16 +1,17 @@
-"""One face for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
+"""One interface for every world: a Gymnasium ``VectorEnv`` as float32 rows and action numbers.
 
-``VectorAdapter`` turns observations into rows and numbers into actions (`spaces`), picks the legal-action mask out of
-``info``, adds the last action and the last reward to the rows where it is asked to, refuses what is not supported, and
-saves and restores those worlds that can be saved. `make` opens worlds by their ids.
+``VectorAdapter`` turns observations into rows and numbers into actions (`spaces`) and picks the legal-action mask out
+of ``info``. Where it is asked to, it adds the last action and the last reward to the rows. It refuses what is not
+supported, and it saves and restores the worlds that can be saved. `make` opens worlds by their ids.
 
-Autoreset. An episode's final observation is always handed out, for a truncated episode's bootstrap reads it:
+An episode's final observation is always handed out, since a truncated episode's bootstrap reads it. How depends on the
+world's autoreset mode:
 
-    NEXT_STEP  as an observation like any other; the step after it ignores its action and returns reward 0 and the
-               first observation of the next episode
-    SAME_STEP  apart from the others (``WorldStep.final_obs``), since the same step already shows the first
-               observation of the next episode
-    DISABLED   likewise: whatever ended is reset at once
+    NEXT_STEP  It is an observation like any other. The step after it ignores its action and returns reward 0 and the
+               first observation of the next episode.
+    SAME_STEP  It comes apart from the others (``WorldStep.final_obs``), since the same step already shows the first
+               observation of the next episode.
+    DISABLED   It comes apart too, since the adapter resets at once what ended.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from .faults import Guard, WorldError, raised
 from .spaces import ActionNumbers, ObservationRows, Part
 
-# Wrappers of a single environment whose whole state is known here, so that a world inside them can be saved.
+# The wrappers of a single environment whose whole state is known here. A world inside them can be saved.
 _KNOWN_WRAPPERS = {"Guard", "OrderEnforcing", "PassiveEnvChecker", "TimeLimit"}
 
 
 class Savable(Protocol):
-    """A world whose state can be saved."""
+    """A world whose state can be saved and restored."""
 
     def get_state(self) -> Any: ...
 
@@ -49,15 +50,15 @@ class WorldStep(NamedTuple):
     terminated: np.ndarray  # bool [N], true end of the episode
     truncated: np.ndarray  # bool [N], cut by a limit
     legal: np.ndarray | None  # bool [N, A], None where the world has no mask
-    survival: np.ndarray | None  # float [N], ticks survived so far, None where the world does not say
-    first: np.ndarray  # bool [N], obs is the first of an episode
-    final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past it
+    survival: np.ndarray | None  # float64 [N], ticks survived so far, None where the world does not say
+    first: np.ndarray  # bool [N], whether obs is the first of an episode
+    final_obs: np.ndarray | None = None  # float32 [K, obs_size], of the episodes that ended, where obs is past them
     final_legal: np.ndarray | None = None  # bool [K, A]
-    idle: np.ndarray | None = None  # bool [N], nobody acts here and nothing is to be learned (see `pettingzoo`)
+    idle: np.ndarray | None = None  # bool [N], where nobody acts and nothing is to be learned (see `pettingzoo`)
 
     @property
     def over(self) -> np.ndarray:
-        """bool [N], this step ended an episode."""
+        """Where this step ended an episode, ``[N]`` bool."""
         return self.terminated | self.truncated
 
 
@@ -65,12 +66,19 @@ class VectorAdapter:
     """N copies of one world with flat float32 observations and numbered actions.
 
     Args:
-        env: a VectorEnv; ``metadata["autoreset_mode"]`` tells its autoreset. ``reset`` takes a list of seeds.
+        env: a VectorEnv whose ``metadata["autoreset_mode"]`` names its autoreset, and whose ``reset`` takes a list of
+            seeds.
         name: the world's id, for error messages.
 
-    Attributes: ``num_envs``, ``obs_size``, ``n_actions``, ``name``, ``layout`` (the `Part` of each thing in a row),
-    ``notices`` (lines that a person should read), ``why_not_resumable`` (None when ``get_state`` and ``set_state``
-    work, else the reason in words).
+    Attributes:
+        env: the VectorEnv.
+        name: the world's id.
+        num_envs: N, the number of environments.
+        obs_size: the length of an observation's row.
+        n_actions: A, the number of actions.
+        layout: the `Part` of each thing in a row.
+        notices: lines that a person should read.
+        why_not_resumable: None where ``get_state`` and ``set_state`` work, else the reason in words.
 
     Raises:
         ValueError: the observation or action space, or the autoreset mode, is not supported.
@@ -97,7 +105,11 @@ class VectorAdapter:
     def feed_back(self, *, action: bool, reward: bool) -> None:
         """Append the last action (one-hot) and the last reward (as the world gave it) to every observation.
 
-        Both are zero in an episode's first observation. To be called before ``reset``, once.
+        Both are zero in an episode's first observation. Call this at most once, before ``reset``.
+
+        Args:
+            action: whether to append the last action.
+            reward: whether to append the last reward.
         """
         added = [Part(("last action",), "one-hot", Discrete(self.n_actions), self.obs_size, self.n_actions)] * action
         self.obs_size += self.n_actions * action
@@ -108,7 +120,7 @@ class VectorAdapter:
 
     @property
     def action_names(self) -> list[str]:
-        """What the world calls its actions (Atari's and MiniGrid's ways of saying so), else their numbers."""
+        """The names of the actions, where the world gives them as Atari or MiniGrid do, else their numbers."""
         base: Any = self.env if self._singles is None else self._singles[0].unwrapped
         meanings, actions = getattr(base, "get_action_meanings", None), getattr(base, "actions", None)
         names = list(meanings()) if callable(meanings) else []
@@ -122,10 +134,17 @@ class VectorAdapter:
         return self.why_not_resumable is None
 
     def reset(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """One new episode per environment, i from ``seeds[i]`` -> obs [N, obs_size], legal [N, A] or None.
+        """Begin a new episode in every environment.
+
+        Args:
+            seeds: one seed per environment.
+
+        Returns:
+            The observations ``[N, obs_size]`` float32, and the legal actions ``[N, A]`` bool, or None where the world
+            has no mask.
 
         Raises:
-            ValueError: as ``step``.
+            ValueError: the number of seeds is another one, or as ``step`` has it.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"seeds has length {len(seeds)}; expected num_envs = {self.num_envs}")
@@ -136,11 +155,17 @@ class VectorAdapter:
         return self._extended(self._observe(obs)), self._legal(info)
 
     def step(self, action: np.ndarray) -> WorldStep:
-        """Take action [N] (int, 0..A-1).
+        """Take one step in every environment.
+
+        Args:
+            action: ``[N]`` int, in 0..A-1.
+
+        Returns:
+            What came back from the worlds.
 
         Raises:
             ValueError: an environment raised an error, or what came back is not finite or has another shape or type
-                than the spaces say; world, environment and step are named.
+                than the spaces say. The message names world, environment and step.
         """
         action = np.asarray(action)
         self._steps += 1
@@ -169,7 +194,10 @@ class VectorAdapter:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly from here.
+        """Everything that an exact continuation from here needs.
+
+        Returns:
+            Plain values and arrays, for `set_state`.
 
         Raises:
             ValueError: the world cannot be saved.
@@ -181,14 +209,21 @@ class VectorAdapter:
         return {"envs": [_single_state(e) for e in self._singles], **mine}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``get_state`` was called, in worlds made with the same arguments."""
+        """Continue exactly where ``get_state`` was called.
+
+        Args:
+            state: what ``get_state`` returned for worlds that were made with the same arguments.
+
+        Raises:
+            ValueError: the world cannot be restored, or the state has another number of environments.
+        """
         self._require_resumable()
         if self._singles is None:
             cast("Savable", self.env).set_state(state["world"])
         else:
             if len(state["envs"]) != self.num_envs:
                 raise ValueError(f"{self.name}: state has {len(state['envs'])} environments; expected {self.num_envs}")
-            self.env.reset(seed=0)  # brings wrappers into the state 'has been reset'
+            self.env.reset(seed=0)  # wrappers refuse a step before a reset
             for env, saved in zip(self._singles, state["envs"], strict=True):
                 _restore_single(env, saved)
             assert isinstance(self.env, SyncVectorEnv)
@@ -196,10 +231,10 @@ class VectorAdapter:
         self._steps, self._over = int(state["steps"]), np.array(state["over"], dtype=bool)
 
     def render(self) -> Any:
-        """What the underlying VectorEnv renders.
+        """A picture, as the underlying VectorEnv renders it.
 
         Raises:
-            ValueError: it cannot render.
+            ValueError: the world cannot be drawn.
         """
         try:
             return self.env.render()
@@ -207,7 +242,7 @@ class VectorAdapter:
             raise ValueError(f"{self.name}: cannot be drawn: {error}") from None
 
     def close(self) -> None:
-        """Release the worlds."""
+        """Close the worlds."""
         self.env.close()
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -255,7 +290,10 @@ class VectorAdapter:
         reward: np.ndarray | None = None,
         first: np.ndarray | None = None,
     ) -> np.ndarray:
-        """``rows`` with what ``feed_back`` asks for, of the step that led to them; zeros where they are ``first``."""
+        """``rows`` with the inputs that ``feed_back`` asks for, from the step that led to them.
+
+        They are zero where a row is the ``first`` of its episode, and where no action is given.
+        """
         if not self._fed_back:
             return rows
         added = np.zeros((len(rows), self.obs_size - self._rows.size), dtype=np.float32)
@@ -271,7 +309,7 @@ class VectorAdapter:
         mask = _mask_of(info)
         if self._masked is None:
             self._masked = mask is not None
-        if mask is None:  # where there are masks, a step without one: everything is legal
+        if mask is None:  # in a world with masks, a step without one leaves everything legal
             return np.ones((self.num_envs, self.n_actions), dtype=bool) if self._masked else None
         if not self._masked:
             raise self._error("info has a mask of legal actions, but reset gave none; expected one from the beginning")
@@ -286,7 +324,10 @@ class VectorAdapter:
     def _finals(
         self, info: dict[str, Any], ended: np.ndarray, survival: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """SAME_STEP: final rows, their legal actions, and the survival with the ended episodes' own."""
+        """In mode SAME_STEP: the final rows ``[K, obs_size]``, their legal actions ``[K, A]`` and the survival ``[N]``.
+
+        Where an episode ended, the survival is that episode's.
+        """
         which = np.flatnonzero(ended).tolist()
         legal = np.ones((len(which), self.n_actions), dtype=bool) if self._masked else None
         try:
@@ -313,13 +354,19 @@ class VectorAdapter:
     def _begin(
         self, ended: np.ndarray, rows: np.ndarray, legal: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """DISABLED: reset what ended -> rows and legal actions of all."""
+        """In mode DISABLED: reset what ended; return the rows and the legal actions of all environments."""
         obs, info = self._ask(self.env.reset, options={"reset_mask": ended.copy()})
         rows = np.where(ended[:, None], self._observe(obs), rows)
         fresh = self._legal(info)
         return rows, None if legal is None or fresh is None else np.where(ended[:, None], fresh, legal)
 
+    @property
+    def saves_one_by_one(self) -> bool:
+        """Whether a saved state has an entry for each environment, rather than one for all of them."""
+        return self._singles is not None
+
     def _find_obstacle(self) -> str | None:
+        """The reason in words why the world cannot be saved; None where it can."""
         if self._singles is None:
             ok = all(callable(getattr(self.env, m, None)) for m in ("get_state", "set_state"))
             return None if ok else f"{self.name} offers no get_state/set_state"
@@ -356,7 +403,7 @@ def _survival(info: dict[str, Any]) -> np.ndarray | None:
 
 
 def _entry(batch: Any, i: int) -> Any:
-    """Entry i of observations that are an array of N (objects or numbers) or a dict or tuple of such."""
+    """Entry i of a batch of observations, which is an array of N objects or numbers, or a dict or tuple of such."""
     if isinstance(batch, dict):
         return {key: _entry(value, i) for key, value in batch.items()}
     return tuple(_entry(value, i) for value in batch) if isinstance(batch, tuple) else batch[i]
@@ -381,7 +428,7 @@ def _restore_single(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None
 
 
 def _time_limits(env: gymnasium.Env[Any, Any]) -> list[Any]:
-    """The wrappers that cut the environment's episodes, outermost first."""
+    """The TimeLimit wrappers of an environment, outermost first."""
     found: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env).__name__ == "TimeLimit":

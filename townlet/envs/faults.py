@@ -1,4 +1,4 @@
-"""Faults of a world, in words: which environment, what it did, what was expected."""
+"""Describes faults of a world: which environment it was, what it did, and what was expected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ _STEP = "(observation, reward, terminated, truncated, info)"
 
 
 class WorldError(ValueError):
-    """Raised by one environment among several."""
+    """One environment among several raised an error; the message says which."""
 
 
 class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One of a vector's environments: says which one raised, and keeps what it returned last for `fault`."""
+    """A wrapper of one of a vector's environments.
+
+    When the environment raises, the error says which one it was. What it returned last is kept for `fault`.
+
+    Args:
+        env: the environment.
+        index: its number in the vector.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any], index: int) -> None:
         super().__init__(env)
@@ -43,7 +50,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.returned
 
     def fault(self) -> str | None:
-        """What is wrong with the form of what the environment returned last, None when nothing is."""
+        """What is wrong with the form of the last thing that the environment returned; None where nothing is."""
         form = _STEP if self.call == "step" else "(observation, info)"
         if not isinstance(self.returned, tuple) or len(self.returned) != form.count(",") + 1:
             faults = [f"{self.returned!r}; expected {form}"]
@@ -56,13 +63,14 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def raised(error: Exception) -> str:
-    """Kind, text and place of an exception."""
+    """An exception in words: its type, its text, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
 
 
 def _mismatches(space: Space[Any], value: Any, name: str) -> Iterator[str]:
+    """Each way in which ``value`` differs from ``space`` in structure, shape or dtype."""
     if isinstance(space, (Dict, Tuple)):
         entries = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
         for key, entry in entries:

@@ -12,9 +12,9 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
+from ..support.ids import HOMES, PETTINGZOO, TOWN_ID
 from .adapter import VectorAdapter
 from .faults import raised
-from .ids import HOMES, PETTINGZOO, TOWN_ID
 from .minigrid import SymbolicObservation
 from .pettingzoo import ParallelVectorEnv
 from .town.env import TownVectorEnv
@@ -25,11 +25,19 @@ _OWN = " A world of your own is MODULE:ID, where importing MODULE registers ID."
 def make_worlds(env_id: str, num_envs: int, **env_args: Any) -> VectorAdapter:
     """Open ``num_envs`` copies of a world.
 
-    The Town's id gives the C++ ``TownVectorEnv``; every other Gymnasium id runs in this process, one environment after
-    the other, unless it is registered as a vector environment only. ``popgym-...`` ids import PyPI's popgym, which
-    registers them; ``module:Id`` imports ``module`` first, from the current folder too. ``pettingzoo:module`` calls the
-    ``parallel_env`` of that module; every agent is an environment, and ``num_envs`` = 1 gives one copy with all of its
-    agents.
+    The Town's id gives the C++ ``TownVectorEnv``. Every other Gymnasium id runs in this process, one environment after
+    the other, unless it is registered as a vector environment only. Ids that begin as in `support.ids.HOMES` import the
+    package that registers them; ``module:Id`` imports ``module`` first, from the current folder too.
+    ``pettingzoo:module`` calls the ``parallel_env`` of that module. Then every agent is an environment, and
+    ``num_envs`` = 1 gives one copy with all of its agents.
+
+    Args:
+        env_id: the world's id.
+        num_envs: the number of environments.
+        env_args: the world's own arguments.
+
+    Returns:
+        The environments behind an adapter.
 
     Raises:
         ValueError: the id is unknown, its package is not installed, or the world does not take ``env_args``.
@@ -81,7 +89,7 @@ def _open_pettingzoo(env_id: str, num_envs: int, env_args: dict[str, Any]) -> Pa
 
 
 def _import(module: str, env_id: str) -> ModuleType:
-    """Import ``module``, which registers ``env_id``; also a file of the current folder, as ``python -m`` would."""
+    """Import the module that registers ``env_id``. It may lie in the current folder, as with ``python -m``."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -1,4 +1,4 @@
-"""MiniGrid's observations in spaces that say what they hold."""
+"""MiniGrid's observations, in spaces that say what they hold."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from gymnasium.spaces import Box, Dict, MultiDiscrete
 
 
 class SymbolicObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """MiniGrid's image with the bounds of its symbols, and its mission as numbers.
+    """A wrapper that gives MiniGrid's image the bounds of its symbols, and turns its mission into numbers.
 
-    The image [H, W, 3] holds object (11 kinds), colour (6) and state (door: 3; agent: 4 directions) of each cell; the
-    environment itself gives 0..255 as bounds. The mission, a sentence with some words that change, becomes the
-    numbers of those words; a mission that never changes is left out.
+    The image ``[H, W, 3]`` uint8 holds the object (11 kinds), the colour (6) and the state (3 of a door, 4 directions
+    of an agent) of each cell. The environment itself gives 0..255 as bounds. The mission is a sentence in which some
+    words change; it becomes the numbers of those words. A mission that never changes is left out.
+
+    Args:
+        env: a MiniGrid environment.
 
     Raises:
         ValueError: the observation is not MiniGrid's, or its missions are free text (BabyAI).
@@ -48,6 +51,7 @@ class SymbolicObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         self.observation_space = Dict(spaces)
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """The observation with the mission as numbers."""
         seen = {key: observation[key] for key in self._kept}
         if "mission" in seen:
             seen["mission"] = self._missions[observation["mission"]]

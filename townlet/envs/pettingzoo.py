@@ -1,8 +1,8 @@
 """PettingZoo's parallel environments: every agent of every copy is one environment of a Gymnasium ``VectorEnv``.
 
-All agents share the networks, and each has a stream of its own: what it sees, what it does, what it gets, and a
-recurrent state. Autoreset is NEXT_STEP, for all agents of a copy at once, when the last of them is done. An agent that
-is done before the others is idle until then: ``info["idle"]`` says so, and nothing is learned from its steps.
+All agents share the networks. Each has its own stream of observations, actions and rewards, and its own recurrent
+state. Autoreset is NEXT_STEP for all agents of a copy at once, when the last of them is done. An agent that is done
+before the others is idle until then: ``info["idle"]`` says so, and nothing is learned from its steps.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from .faults import WorldError, raised
 
 MASK = "action_mask"
-"""Where an agent's legal actions are: an entry of its observation, or of its info."""
+"""The key of an agent's legal actions, in its observation or in its info."""
 
 
 class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
-    """K copies of an environment with M agents, as K * M environments; copy k's are k * M to k * M + M - 1.
+    """K copies of an environment with M agents, as K * M environments.
+
+    Copy k has the environments k * M to k * M + M - 1.
 
     Args:
         make: makes a copy, which has the interface of ``pettingzoo.ParallelEnv``.
         num_envs: K * M; 1 stands for one copy.
         name: the world's id, for error messages.
 
-    Attributes: ``agents_per_copy``, M.
+    Attributes:
+        agents: the agents' names, in the order of a copy's environments.
+        agents_per_copy: M.
+        copies: the K copies.
 
     Raises:
         ValueError: ``num_envs`` is not a multiple of the number of agents, or agents differ in their spaces.
@@ -43,7 +48,7 @@ class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
             num_envs = M
         if num_envs % M:
             raise ValueError(
-                f"{name}: {num_envs} environments; expected a multiple of its {M} agents ({', '.join(self.agents)}): "
+                f"{name}: num_envs is {num_envs}; expected a multiple of its {M} agents ({', '.join(self.agents)}): "
                 "num_envs, eval_episodes and final_eval_episodes count agents"
             )
         self.num_envs = num_envs
@@ -59,11 +64,11 @@ class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": modes}
         self.render_mode = getattr(first, "render_mode", None)
         self.copies = [first, *(make() for _ in range(num_envs // M - 1))]
-        self._over = [False] * len(self.copies)  # the coming step of the copy only resets it
-        self._seen: list[Any] = [None] * num_envs  # the last observation of each agent
-        self._masks: list[Any] = [None] * num_envs  # its legal actions with it, None for all
-        self._done = np.zeros(num_envs, dtype=bool)  # its part of the episode is over
-        self._idle = np.zeros(num_envs, dtype=bool)  # and has been before this step
+        self._over = [False] * len(self.copies)  # whether the coming step of the copy only resets it
+        self._seen: list[Any] = [None] * num_envs  # each agent's last observation
+        self._masks: list[Any] = [None] * num_envs  # each agent's legal actions at that observation, None for all
+        self._done = np.zeros(num_envs, dtype=bool)  # whether the agent's part of the episode is over
+        self._idle = np.zeros(num_envs, dtype=bool)  # whether it was over before this step
 
     def _shared(self, space_of: Callable[[str], Space[Any]], what: str, name: str) -> Space[Any]:
         spaces = {agent: space_of(agent) for agent in self.agents}
@@ -77,13 +82,13 @@ class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
         return first
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Every copy begins an episode, copy k from the seed of its first agent."""
+        """Begin an episode in every copy. Copy k takes the seed of its first agent."""
         for k in range(len(self.copies)):
             self._begin(k, seed if seed is None or isinstance(seed, int) else seed[k * self.agents_per_copy], options)
         return self._observations(), self._info()
 
     def step(self, actions: Sequence[Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Actions of idle agents, and of copies that only reset, are ignored."""
+        """Take one step in every copy. The actions of idle agents, and of copies that only reset, are ignored."""
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         self._idle = self._done.copy()
@@ -98,24 +103,25 @@ class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
             for i, agent in acting:
                 self._take(i, agent, obs, infos)
                 reward[i], terminated[i] = rewards[agent], terminations[agent]
-                # a copy without agents is over, whatever it says of them
+                # a copy without agents is over, even where it does not say so
                 truncated[i] = truncations[agent] or (nobody and not terminated[i])
                 self._done[i] = terminated[i] or truncated[i]
             self._over[k] = bool(self._done[[i for i, _ in self._agents(k)]].all())
         return self._observations(), reward, terminated, truncated, self._info()
 
     def render(self) -> Any:
-        """What the first copy renders."""
+        """A picture of the first copy."""
         return self.copies[0].render()
 
     def close_extras(self, **kwargs: Any) -> None:
+        """Close the copies; Gymnasium's ``close`` calls this."""
         for copy in self.copies:
             copy.close()
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     def _agents(self, k: int) -> enumerate[str]:
-        """(environment, agent) of copy k."""
+        """Pairs of environment and agent of copy k."""
         return enumerate(self.agents, k * self.agents_per_copy)
 
     def _begin(self, k: int, seed: int | None = None, options: Any = None) -> None:
@@ -156,6 +162,6 @@ class ParallelVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 def _without_mask(space: Dict) -> Space[Any]:
-    """The space of the observation without its mask; of its only entry where one is left."""
+    """The space of the observation without its mask. Where a single entry is left, it is that entry's space."""
     rest = {key: entry for key, entry in space.spaces.items() if key != MASK}
     return next(iter(rest.values())) if len(rest) == 1 else Dict(rest)

@@ -1,17 +1,17 @@
-"""Observation and action spaces of any world as what a network takes: rows of float32, and action numbers.
+"""Turns the observations and actions of any world into what a network takes: rows of float32, and action numbers.
 
-An observation's row holds its parts one after the other, as the space lists them:
+An observation's row holds its parts one after the other, in the order of the space:
 
-    Box             its numbers, the last axis fastest; uint8 and integer images scaled to 0..1 by the space's bounds,
-                    but small integers (below ``MOST_SYMBOLS``: symbols, counts) as they are
-    Discrete        one-hot
-    MultiDiscrete   one-hot for each entry
-    MultiBinary     0 or 1 for each entry
-    Dict, Tuple     their entries' parts, nested as deep as they come
-    text            nothing: it is left out, and ``dropped`` says so
+    Box             Its numbers, the last axis fastest. uint8 and integer images are scaled to 0..1 by the space's
+                    bounds; small integers (below ``MOST_SYMBOLS``: symbols, counts) stay as they are.
+    Discrete        A one-hot vector.
+    MultiDiscrete   A one-hot vector for each entry.
+    MultiBinary     0 or 1 for each entry.
+    Dict, Tuple     The parts of their entries, at any depth.
+    text            Nothing: it is left out, and ``dropped`` names it.
 
-``parts`` tells what lies where in the row. Actions are numbered 0..n-1; those of MultiDiscrete and MultiBinary spaces
-count through all combinations, the last entry fastest.
+``parts`` tells what lies where in the row. Actions are numbered 0..n-1. The numbers of MultiDiscrete and MultiBinary
+spaces count through all combinations, the last entry fastest.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 MOST_NUMBERS = 1_000_000
-"""Numbers that an observation's row may have."""
+"""The most numbers that an observation's row may have."""
 MOST_ACTIONS = 4096
-"""Combinations that a MultiDiscrete or MultiBinary action space may have."""
+"""The most combinations that a MultiDiscrete or MultiBinary action space may have."""
 MOST_SYMBOLS = 32
 """Integers below this are never scaled."""
 
@@ -41,21 +41,21 @@ Path = tuple[str | int, ...]
 class Part:
     """A part of an observation and where in the row it lies."""
 
-    path: Path  # keys and indices that lead to it, () for the whole observation
+    path: Path  # the keys and indices that lead to it; () for the whole observation
     kind: str  # image (a Box of three axes), numbers (any other Box), one-hot or bits
     space: Space[Any]  # its own space; `space.shape` is what the row's numbers were before
-    start: int  # first number of it in the row
-    size: int  # how many
-    scaled: bool = False  # image or numbers brought to 0..1 by the space's bounds
+    start: int  # the place of its first number in the row
+    size: int  # how many numbers it has
+    scaled: bool = False  # whether the numbers are scaled to 0..1 by the space's bounds
 
     @property
     def slice(self) -> slice:
-        """Its numbers in the row."""
+        """The place of its numbers in the row."""
         return slice(self.start, self.start + self.size)
 
     @property
     def name(self) -> str:
-        """observation['image'] and the like."""
+        """The part's name for a message, such as observation['image']."""
         return "observation" + "".join(f"[{key!r}]" for key in self.path)
 
 
@@ -63,13 +63,16 @@ class ObservationRows:
     """Turns batches of observations of one space into rows.
 
     Args:
-        space: of a single environment's observation.
-        name: the world's, for error messages.
+        space: the space of a single environment's observation.
+        name: the world's id, for error messages.
 
-    Attributes: ``parts``, ``size`` (numbers in a row), ``dropped`` (names of the text parts that are left out).
+    Attributes:
+        parts: the parts of a row, in order.
+        size: how many numbers a row has.
+        dropped: the names of the text parts that are left out.
 
     Raises:
-        ValueError: a space that is not supported; world, part, space and what is supported are named.
+        ValueError: the space is not supported. The message names the world, the part, the space and what is supported.
     """
 
     def __init__(self, space: Space[Any], name: str = "world") -> None:
@@ -96,12 +99,17 @@ class ObservationRows:
         self._writers = [_writer(part) for part in parts]
 
     def __call__(self, batch: Any, n: int) -> np.ndarray:
-        """The rows float32 [n, size] of ``n`` observations, batched as ``VectorEnv`` does it.
+        """The rows of ``n`` observations.
 
-        The batch itself is returned where it is such an array already.
+        Args:
+            batch: the observations, batched as ``VectorEnv`` does it.
+            n: how many they are.
+
+        Returns:
+            ``[n, size]`` float32; the batch itself where it is such an array already.
 
         Raises:
-            ValueError: an entry is missing or has another shape or type than the space says, naming it.
+            ValueError: an entry is missing, or has another shape or type than the space says; the message names it.
         """
         if self._as_is:
             return self._values(self.parts[0], batch, n).reshape(n, self.size).astype(np.float32, copy=False)
@@ -128,6 +136,7 @@ class ObservationRows:
 
 
 def _leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:
+    """Every space that has no entries, with the path that leads to it."""
     if isinstance(space, Dict):
         for key, entry in space.spaces.items():
             yield from _leaves(entry, (*path, key))
@@ -143,7 +152,7 @@ def _is_text(space: Space[Any]) -> bool:
 
 
 def _part(path: Path, space: Space[Any], start: int) -> Part | None:
-    """The part that a space without entries makes, None for one that is not supported."""
+    """The part of a space without entries; None where the space is not supported."""
     if isinstance(space, Box) and np.dtype(space.dtype).kind in "biuf" and 0 not in space.shape:
         kind = "image" if len(space.shape) == 3 else "numbers"
         return Part(path, kind, space, start, math.prod(space.shape), _is_scaled(space))
@@ -162,7 +171,7 @@ def _is_scaled(space: Box) -> bool:
 
 
 def _writer(part: Part) -> Any:
-    """``write(values [n, ...], out [n, size])`` of a part; `out` holds zeros."""
+    """The function ``write(values, out)`` that puts values ``[n, ...]`` into zeros ``[n, size]``."""
     space, size = part.space, part.size
     if isinstance(space, (Discrete, MultiDiscrete)):
         return _one_hot_writer(part, space)
@@ -204,13 +213,14 @@ class ActionNumbers:
     """Numbers the actions of a space.
 
     Args:
-        space: of a single environment's action.
-        name: the world's, for error messages.
+        space: the space of a single environment's action.
+        name: the world's id, for error messages.
 
-    Attributes: ``n``, how many.
+    Attributes:
+        n: how many actions there are.
 
     Raises:
-        ValueError: a space that is not supported, or one with more than ``MOST_ACTIONS`` combinations.
+        ValueError: the space is not supported, or has more than ``MOST_ACTIONS`` combinations.
     """
 
     def __init__(self, space: Space[Any], name: str = "world") -> None:
@@ -230,7 +240,7 @@ class ActionNumbers:
             )
 
     def __call__(self, number: np.ndarray) -> np.ndarray:
-        """The actions [N, ...] that the numbers [N] stand for, as ``VectorEnv.step`` takes them."""
+        """The actions ``[N, ...]`` that the numbers ``[N]`` stand for, as ``VectorEnv.step`` takes them."""
         space = self.space
         if isinstance(space, Discrete):
             return number + int(space.start) if space.start else number

@@ -1,11 +1,11 @@
-"""Environments in processes of their own, for worlds whose steps take long.
+"""Runs environments in processes of their own, for worlds whose steps take long.
 
-Each worker holds a slice of the environments behind a ``VectorAdapter`` and steps them one after the other, so results
-are bit for bit those of one process. Actions and results travel through shared memory, commands and errors through
-pipes. (Gymnasium's AsyncVectorEnv has a process for each environment.)
+Each worker holds a slice of the environments behind a ``VectorAdapter`` and steps them one after the other. So the
+results are bit for bit those of one process. Actions and results travel through shared memory, commands and errors
+through pipes. (Gymnasium's AsyncVectorEnv has a process for each environment.)
 
-Processes are forked: they see worlds that were registered by the script that runs, and cost milliseconds to start.
-Workers end with the adapter, with the process that made them, and all of them when one fails.
+Processes are forked. So they see the worlds that the running script registered, and they start in milliseconds. Workers
+end with the adapter and with the process that made them. When one fails, all of them end.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from .adapter import VectorAdapter, WorldStep
 Make = Callable[[int], VectorAdapter]
 
 HEARTBEAT = 1.0
-"""Seconds between a waiting worker's looks at whether its parent still lives."""
+"""The seconds after which a waiting worker looks again whether its parent still lives."""
 PATIENCE = 2.0
-"""Seconds that workers have to close their environments before they are killed."""
+"""The seconds that workers have to close their environments before they are killed."""
 
 
 class WorkerAdapter(VectorAdapter):
-    """The face of `VectorAdapter` before environments that live in worker processes.
-
-    Args:
-        make: opens a number of environments in the calling process.
-        num_envs: of all workers together.
-        workers: processes; no more are started than there are worlds.
+    """A `VectorAdapter` whose environments live in worker processes.
 
     One environment is opened in this process, to learn what the world looks like, and closed again. Workers start with
     the first ``reset``.
 
+    Args:
+        make: opens a number of environments in the calling process.
+        num_envs: the number of environments of all workers together.
+        workers: the number of processes; no more are started than there are worlds.
+
     Raises:
-        ValueError: ``make`` does, or the platform cannot fork.
+        ValueError: the world cannot be opened, or the platform cannot fork.
     """
 
     def __init__(self, make: Make, num_envs: int, workers: int) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
             raise ValueError(f"workers is {workers}; expected 0, since processes cannot fork on {sys.platform}")
-        probe = make(1)  # all agents of one copy, where it is such a world
+        probe = make(1)  # in a world with several agents, these are the agents of one copy
         self._make, self._feedback = make, {"action": False, "reward": False}
         self.env, self.name, self.num_envs = probe.env, probe.name, num_envs
         self.obs_size, self.n_actions = probe.obs_size, probe.n_actions
         self.layout, self.notices, self.why_not_resumable = probe.layout, probe.notices, probe.why_not_resumable
-        if probe._singles is None and probe.resumable:
-            self.why_not_resumable = f"{self.name} saves all of its environments as one, which workers={workers} divide"
+        if probe.resumable and not probe.saves_one_by_one:
+            self.why_not_resumable = f"{self.name} saves its environments as one, which workers={workers} divide"
         self._probe = probe
         self._slices = _slices(num_envs, probe.num_envs, workers)
         self._columns: dict[str, np.ndarray] = {}
@@ -70,14 +70,19 @@ class WorkerAdapter(VectorAdapter):
         self._end: Callable[[], Any] = lambda: None
         probe.close()
 
+    @property
+    def action_names(self) -> list[str]:
+        """The names of the actions, as `VectorAdapter.action_names` has them."""
+        return self._probe.action_names
+
     def feed_back(self, *, action: bool, reward: bool) -> None:
-        """As `VectorAdapter.feed_back`."""
+        """Append the last action and the last reward to every observation, as `VectorAdapter.feed_back` does."""
         self._probe.feed_back(action=action, reward=reward)
         self._feedback = {"action": action, "reward": reward}
         self.obs_size, self.layout = self._probe.obs_size, self._probe.layout
 
     def reset(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """As `VectorAdapter.reset`."""
+        """Begin a new episode in every environment, as `VectorAdapter.reset` does."""
         if len(seeds) != self.num_envs:
             raise ValueError(f"seeds has length {len(seeds)}; expected num_envs = {self.num_envs}")
         if not self._processes:
@@ -86,14 +91,14 @@ class WorkerAdapter(VectorAdapter):
         return self._columns["obs"].copy(), self._columns["legal"].copy() if any(masked) else None
 
     def step(self, action: np.ndarray) -> WorldStep:
-        """As `VectorAdapter.step`.
+        """Take one step in every environment, as `VectorAdapter.step` does.
 
         Raises:
-            ValueError: as there, and when a worker died.
+            ValueError: as there, and where a worker has died.
         """
         self._columns["action"][:] = action
         answers = self._ask("step", [None] * len(self._slices))
-        # a world's nature decides what it gives, but some give survival only where an episode has just ended
+        # all slices of a world give the same columns, except that some give survival only where an episode just ended
         given: Any = {name: self._columns[name].copy() for answer in answers for name in answer["given"]}
         given |= {name: None for name in ("legal", "survival", "idle") if name not in given}
         for name in ("final_obs", "final_legal"):
@@ -102,14 +107,14 @@ class WorkerAdapter(VectorAdapter):
         return WorldStep(**given)
 
     def get_state(self) -> dict[str, Any]:
-        """As `VectorAdapter.get_state`, and in the same form: it does not matter how many workers there were."""
+        """The state in the form of `VectorAdapter.get_state`, which does not depend on the number of workers."""
         self._require_resumable()
         states = self._ask("get_state", [None] * len(self._slices))
         envs = [env for state in states for env in state["envs"]]
         return {"envs": envs, "steps": states[0]["steps"], "over": np.concatenate([s["over"] for s in states])}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As `VectorAdapter.set_state`."""
+        """Continue exactly where ``get_state`` was called, as `VectorAdapter.set_state` does."""
         self._require_resumable()
         if len(state["envs"]) != self.num_envs:
             raise ValueError(f"{self.name}: state has {len(state['envs'])} environments; expected {self.num_envs}")
@@ -119,12 +124,12 @@ class WorkerAdapter(VectorAdapter):
         self._ask("set_state", parts)
 
     def render(self) -> Any:
-        """Workers do not draw.
+        """Refuse to draw, which workers cannot do.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{self.name}: cannot be drawn by workers; expected workers=0")
+        raise ValueError(f"{self.name}: cannot be drawn by workers; expected workers = 0")
 
     def close(self) -> None:
         """End the workers."""
@@ -153,7 +158,7 @@ class WorkerAdapter(VectorAdapter):
             arguments = (its, self._make, self._feedback, columns, part.start, os.getpid())
             process = context.Process(target=_work, args=arguments, name=f"townlet-worker-{i}", daemon=True)
             with warnings.catch_warnings():
-                # that this process has threads (torch's) is known: workers use none of what they may hold
+                # Python warns that this process has threads (torch's). The workers use nothing that those may hold.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             its.close()
@@ -162,10 +167,10 @@ class WorkerAdapter(VectorAdapter):
         self._end = weakref.finalize(self, _end, self._processes, self._pipes)
 
     def _ask(self, command: str, arguments: Sequence[Any]) -> list[Any]:
-        """Every worker's answer.
+        """Send a command to every worker, and return every worker's answer.
 
         Raises:
-            ValueError: a worker failed; all of them have ended then.
+            ValueError: a worker failed, in which case all of them have ended, or none was started.
         """
         if not self._processes:
             raise ValueError(f"{self.name}: workers do not run; expected reset before {command}")
@@ -201,12 +206,12 @@ def _slices(num_envs: int, unit: int, workers: int) -> list[slice]:
     """Parts of 0..num_envs-1 of nearly the same length, each a multiple of ``unit``."""
     worlds = num_envs // unit
     ends = [worlds * i // min(workers, worlds) * unit for i in range(min(workers, worlds) + 1)]
-    ends[-1] = num_envs  # what is left over is for the world to refuse
+    ends[-1] = num_envs  # the last slice gets the remainder, which the world itself refuses
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros in memory that forked processes share; it goes with the last of them."""
+    """Zeros in memory that forked processes share. The memory is freed with the last of them."""
     size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, size))
 
@@ -233,10 +238,10 @@ def _end(processes: list[Any], pipes: list[Connection]) -> None:
 def _work(
     pipe: Connection, make: Make, feedback: dict[str, bool], columns: dict[str, np.ndarray], start: int, parent: int
 ) -> None:
-    """Carry out commands until told to close, or until nobody is there to tell."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides what comes of it
+    """Carry out commands until one says to close, or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, but the parent decides what to do
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if "torch" in sys.modules:  # its pool of threads stayed behind in the parent
+    if "torch" in sys.modules:  # a fork does not copy torch's pool of threads
         sys.modules["torch"].set_num_threads(1)
     adapter: VectorAdapter | None = None
     while True:
@@ -257,7 +262,7 @@ def _work(
             answer = _carry_out(adapter, command, argument, columns)
         except Exception as error:
             text = str(error) if isinstance(error, ValueError) else f"{adapter.name if adapter else ''}: {error!r}"
-            # the slice counts its environments from 0
+            # the message counts the slice's environments from 0
             pipe.send(
                 (False, re.sub(r"\benvironment (\d+)", lambda m: f"environment {start + int(m[1])}", text, count=1))
             )

@@ -1,1 +1,1 @@
-"""What learns: networks, the population that holds their weights, the replay buffer, and the learner's update."""
+"""What learns: networks, the population that holds their weights, the replay buffer and the learner."""

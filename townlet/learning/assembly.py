@@ -1,4 +1,4 @@
-"""The parts of a run as its configuration asks for them: network, operator settings, sizes."""
+"""Makes the parts of a run that its configuration asks for: worlds, network, operator settings, sizes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from .. import ops
 from ..envs.adapter import VectorAdapter
-from ..envs.convolutions import parse_convolutions
 from ..envs.images import SMALLEST_SIDE, default_convolutions, find_image
 from ..envs.make import make_worlds
 from ..envs.workers import WorkerAdapter
 from ..settings.config import Config
 from ..support import devices
+from ..support.convolutions import parse_convolutions
 from .networks import RecurrentConvQNetwork, RecurrentNetwork, RecurrentQNetwork, RecurrentSpatialQNetwork
 from .population import VectorizedPopulation
 from .replay import SequentialReplayBuffer
@@ -29,9 +29,20 @@ def open_worlds(
     *,
     workers: int = 0,
 ) -> VectorAdapter:
-    """``n`` environments made with ``args``, whose observations hold the extra inputs that ``config`` asks for.
+    """Open environments whose observations hold the extra inputs that ``config`` asks for.
 
-    They live in ``workers`` processes, or in this one for 0 and where there is but one.
+    Args:
+        config: the settings of the run.
+        n: the number of environments.
+        args: the world's arguments.
+        make: opens a number of environments in the calling process.
+        workers: the number of processes that step them. With 0, or with a single environment, this process does.
+
+    Returns:
+        The environments behind an adapter.
+
+    Raises:
+        ValueError: the world cannot be opened.
     """
 
     def here(some: int) -> VectorAdapter:
@@ -43,10 +54,10 @@ def open_worlds(
 
 
 def check_agents(config: Config, worlds: VectorAdapter) -> None:
-    """Refuses numbers of environments that do not fill whole copies of a world with several agents.
+    """Refuse numbers of environments that do not fill whole copies of a world with several agents.
 
     Raises:
-        ValueError: environments or episodes of a member leave a copy incomplete.
+        ValueError: a member's environments or episodes leave a copy incomplete; the message names the settings.
     """
     M = getattr(worlds.env, "agents_per_copy", 1)
     names = ("num_envs", "eval_episodes", "final_eval_episodes")
@@ -56,10 +67,10 @@ def check_agents(config: Config, worlds: VectorAdapter) -> None:
 
 
 def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
-    """The network that ``config`` names, fitted to the worlds' observations and actions.
+    """The network that ``config`` names, with the sizes of the worlds' observations and actions.
 
     Raises:
-        ValueError: network=conv where the observation holds no image, or several.
+        ValueError: ``config.network`` is conv, but the observation holds no image, or several.
     """
     head: dict[str, Any] = {"head_size": config.head_size, "dueling": config.dueling}
     if config.network == "spatial":
@@ -81,7 +92,7 @@ def build_network(config: Config, worlds: VectorAdapter) -> RecurrentNetwork:
 
 
 def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
-    """The operator's settings for what ``population`` was made with."""
+    """The operator's settings, with the discounts and the dtype that ``population`` was made with."""
     return ops.TDSpec(
         gamma=population.gamma,
         n_step=config.n_step,
@@ -96,7 +107,14 @@ def td_spec(config: Config, population: VectorizedPopulation) -> ops.TDSpec:
 
 
 def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwork, legal: bool) -> dict[str, Any]:
-    """Arguments of `SequentialReplayBuffer` that decide its size."""
+    """The arguments of `SequentialReplayBuffer` that decide its size.
+
+    Args:
+        config: the settings of the run.
+        worlds: gives the sizes of observations and actions.
+        network: gives the size of the recurrent state.
+        legal: whether masks of legal actions are stored.
+    """
     return {
         "members": config.members,
         "num_envs": config.num_envs,
@@ -113,7 +131,17 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwor
 def memory_statement(
     config: Config, replay_sizes: dict[str, Any], network: RecurrentNetwork, device: torch.device
 ) -> str:
-    """What is about to be allocated, in words. Raises ValueError when the device does not have it."""
+    """The memory that is about to be allocated, in words.
+
+    Args:
+        config: the settings of the run.
+        replay_sizes: what `replay_sizes` returned.
+        network: gives the shapes of the weights.
+        device: where the memory is.
+
+    Raises:
+        ValueError: the device does not have that much memory.
+    """
     replay = SequentialReplayBuffer.measure(**replay_sizes)
     weights = 5 * 4 * config.members * sum(int(np.prod(shape)) for shape in network.shapes().values())
     machine = devices.total_memory(device)

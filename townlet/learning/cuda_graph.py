@@ -1,7 +1,7 @@
-"""A step over fixed tensors, recorded as a CUDA graph and replayed: one launch in place of some hundreds.
+"""Records a step over fixed tensors as a CUDA graph and replays it, with one launch in place of some hundreds.
 
-A recording holds addresses and numbers, no Python. So the step has to read everything that changes from tensors that
-stay where they are, and whoever changes a plain number that it uses records anew (`forget`).
+A recording holds addresses and numbers, but no Python. So the step has to read everything that changes from tensors
+that stay where they are. Whoever changes a plain number that the step uses has to call `Replayed.forget`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 Step = Callable[[], dict[str, Tensor]]
 
 WARM_UP = 3
-"""Calls as they stand before one is recorded: libraries choose algorithms and reserve workspace in them."""
+"""The number of plain calls before one is recorded. In them libraries choose algorithms and reserve workspace."""
 
 
 class Recorder(Protocol):
-    """How steps are recorded: `CudaRecorder`; tests have one for the CPU."""
+    """What records steps: `CudaRecorder`, or a stand-in for the CPU in tests."""
 
     def run(self, step: Step) -> dict[str, Tensor]: ...
 
@@ -28,7 +28,11 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Warm-up and capture on a stream of their own, as `torch.cuda.graph` wants them."""
+    """Warms up and captures on a stream of its own, as `torch.cuda.graph` wants it.
+
+    Args:
+        device: the GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -36,7 +40,7 @@ class CudaRecorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, step: Step) -> dict[str, Tensor]:
-        """The step as it stands."""
+        """Run the step without a recording, and return its results."""
         caller = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream):
@@ -45,10 +49,16 @@ class CudaRecorder:
         return out
 
     def record(self, step: Step) -> tuple[dict[str, Tensor], Callable[[], object]]:
-        """Captures the step and replays it once: its results, and what replays it into the same tensors.
+        """Capture the step, and replay it once.
 
-        Where the capture fails, the caller's stream is current again: `torch.cuda.graph` alone leaves its own stream
-        current when the beginning or the end of a capture raises, so a context around it puts the stream back.
+        The caller's stream is current again even where the capture fails. `torch.cuda.graph` alone leaves its own
+        stream current when the beginning or the end of a capture raises, so a context around it puts the stream back.
+
+        Returns:
+            The results, and a function that replays the step into the same tensors.
+
+        Raises:
+            RuntimeError: the step cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         with (
@@ -62,19 +72,33 @@ class CudaRecorder:
 
 
 class Replayed:
-    """Runs steps: each a few times as it stands, then from a recording of it.
+    """Runs steps: each a few times as it stands, and from then on by a recording of it.
 
-    A step that cannot be recorded runs as it stands from then on, which is said once.
+    When a step cannot be recorded, one warning says so, and from then on every step runs as it stands.
+
+    Args:
+        recorder: records the steps.
+
+    Attributes:
+        refused: the reason why nothing can be recorded; None where nothing has failed.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[dict[str, Tensor], Callable[[], object]]] = {}
-        self.refused: str | None = None  # why nothing can be recorded
+        self.refused: str | None = None
 
     def run(self, key: Hashable, step: Step) -> dict[str, Tensor]:
-        """One call of `step`; equal keys mean the same step. The results are the caller's own."""
+        """Call a step once.
+
+        Args:
+            key: identifies the step; equal keys mean the same step.
+            step: the step, which returns tensors by name.
+
+        Returns:
+            The results, which no later call overwrites.
+        """
         runs = self._runs.get(key, 0)
         self._runs[key] = runs + 1
         if self.refused is not None or runs < WARM_UP:
@@ -93,6 +117,6 @@ class Replayed:
         return {name: value.clone() for name, value in out.items()}
 
     def forget(self) -> None:
-        """Drops all recordings: something that they hold as a number has changed."""
+        """Drop all recordings, since something that they hold as a number has changed."""
         self._runs.clear()
         self._recorded.clear()

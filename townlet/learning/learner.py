@@ -1,8 +1,8 @@
 """One training step of a population: recurrent double Q-learning on replayed sequences.
 
-DRQN (Hausknecht & Stone 2015) with R2D2's stored states, burn-in and n-step targets (Kapturowski et al. 2019), double
-Q (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), prioritised replay (Schaul et al. 2016) and Adam (Kingma
-& Ba 2015). Everything between features and loss is one call of the fused operator.
+This is DRQN (Hausknecht & Stone 2015) with R2D2's stored states, burn-in and n-step targets (Kapturowski et al. 2019),
+double Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), prioritised replay (Schaul et al. 2016)
+and Adam (Kingma & Ba 2015). Everything between features and loss is one call of the fused operator.
 
 Symbols: P members, B sequences per member, S transitions per sequence, L burn-in.
 """
@@ -32,18 +32,24 @@ class Learner:
     """Trains a population from its replay buffer.
 
     Args:
-        population, replay: with the same number of members.
-        spec: how targets and loss are formed; its gamma must be the population's.
-        batch_size: B, windows per member in one update.
-        sync_every: updates between two syncs of the target network.
-        tau: None for hard syncs, else the weight of a soft one, in (0, 1].
-        use_target: False trains without a target network: the bootstrap values are the online network's, detached.
-        stored_state: False begins sequences from a zero state instead of the one that was acted with.
-        td_unroll: the operator; tests hand in broken ones. None: `ops.td_unroll`, writing its gradients in place.
-        graph: on a GPU, record the update as a CUDA graph after a few calls and replay it from then on.
+        population: the P members to train.
+        replay: their replay buffer, on the same device.
+        spec: how targets and loss are formed. Its gamma and its compute_dtype have to be the population's.
+        batch_size: B, the windows per member in one update.
+        sync_every: the number of updates from one sync of the target network to the next.
+        tau: the weight of a soft sync, in (0, 1]; None for hard syncs.
+        use_target: whether there is a target network. Without one, the bootstrap values are the online network's,
+            detached.
+        stored_state: whether sequences begin from the state that was acted with; with False they begin from zero.
+        td_unroll: the operator, of which tests hand in broken ones. None stands for `ops.td_unroll`, which then writes
+            its gradients in place.
+        graph: whether a GPU records the update as a CUDA graph after a few calls, and replays it from then on.
+
+    Attributes:
+        updates: the number of updates so far.
 
     Raises:
-        ValueError: an argument does not fit the others; it is named.
+        ValueError: an argument does not fit the others; the message names it.
     """
 
     def __init__(
@@ -93,21 +99,22 @@ class Learner:
             raise ValueError(f"graph is True; expected False, since the population is on {population.device}")
         self.replayed = Replayed(CudaRecorder(population.device)) if graph else None
         self._draws = torch.empty(population.members, batch_size, dtype=torch.float64, device=population.device)
-        self._numbers: tuple[Any, ...] = ()  # what a recording of the update holds that someone may change
+        self._numbers: tuple[Any, ...] = ()  # the numbers in a recording of the update that the user may change
 
     def update(self) -> dict[str, Tensor]:
-        """One update of every member.
+        """Update every member once.
 
         Returns:
-            Metrics, float32 [P] each: `loss`; `td_error` and `td_error_max`, mean and largest |td_error|; `q`, the
-            mean Q-value of the actions taken; `target`, the mean TD target; `grad_norm`, before clipping; `clipped`, 1
-            where that norm was clipped; `priority`, the mean over the batch; `valid`, the share of transitions after
-            burn-in that were trained on.
+            Metrics by name, ``[P]`` float32 each. `loss` is the loss. `td_error` and `td_error_max` are the mean and
+            the largest absolute TD error. `q` is the mean Q-value of the actions taken, and `target` the mean TD
+            target. `grad_norm` is the gradient's norm before clipping, and `clipped` is 1 where it was clipped.
+            `priority` is the mean over the batch. `valid` is the share of transitions after burn-in that were trained
+            on.
 
         Raises:
             ValueError: replay does not hold a window yet, or observations, loss or gradients of members are not
-                finite; the members are named, and no parameter has been touched. (Where the population defers its
-                checks, its `check` raises this one.)
+                finite. The message names the members, and no parameter has been touched. (Where the population defers
+                its checks, its `check` raises the second error.)
         """
         draws = devices.upload(self.replay.draw(self.batch_size), self.replay.device)
         syncs = self.use_target and (self.updates + 1) % self.sync_every == 0
@@ -129,11 +136,11 @@ class Learner:
         flat = [population.online_flat, population.target_flat, population.adam_m, population.adam_v]
         if population.average_flat is not None:
             flat.append(population.average_flat)
-        torch.autograd.graph.increment_version(flat)  # a replay writes below what counts versions
+        torch.autograd.graph.increment_version(flat)  # a replayed graph writes without counting versions
         return metrics
 
     def _step(self, draws: Tensor, syncs: bool) -> dict[str, Tensor]:
-        """All of an update that a device does, from the draws on."""
+        """Everything of an update that the device does, from the draws on."""
         population, network = self.population, self.population.network
         sample = self.replay.windows_at(draws)
         good = population.finite("a replayed observation", sample.obs)
@@ -192,14 +199,14 @@ class Learner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The learner's own counter; population and replay have their own."""
+        """The learner's own counter. Population and replay have a state of their own."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Take over what `state_dict` returned.
 
         Raises:
-            ValueError: the keys are others.
+            ValueError: the state has other keys.
         """
         if set(state) != {"updates"}:
             raise ValueError(f"learner state holds {sorted(state)}; expected ['updates']")

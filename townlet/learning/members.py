@@ -1,4 +1,4 @@
-"""What the parts of learning ask of values that every member has: seeds, numbers, tensors with a row for each."""
+"""Checks of values that every member has: seeds, numbers, and tensors with a row for each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuses seeds that no generator takes.
+    """Refuse seeds that no generator takes.
 
     Raises:
-        ValueError: there are none, or one of them is not an int in [0, 2**63).
+        ValueError: there are no seeds, or one of them is not an int in [0, 2**63).
     """
     if len(seeds) == 0:
         raise ValueError("seeds is empty; expected one seed per member")
@@ -23,12 +23,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def per_member(name: str, value: float | Sequence[float] | Tensor, members: int) -> Tensor:
-    """One float32 per member, [P], on the CPU.
+    """An argument as one number per member.
 
     Args:
-        name: of the argument, for the error.
-        value: a number, or P numbers wherever they lie.
+        name: the argument's name, for the error.
+        value: a number, or P numbers on any device.
         members: P.
+
+    Returns:
+        ``[P]`` float32 on the CPU.
 
     Raises:
         ValueError: the value has another shape.
@@ -42,22 +45,28 @@ def per_member(name: str, value: float | Sequence[float] | Tensor, members: int)
 
 
 def sums(value: Tensor) -> Tensor:
-    """The sum of each member's numbers: value [P, ...] -> [P]. It is finite where they all are, in one pass.
+    """The sum of each member's numbers, by which one pass finds members whose numbers are not all finite.
 
-    A sum that overflows counts as not finite, which is as bad.
+    A sum that overflows is not finite either, which is as bad.
+
+    Args:
+        value: ``[P, ...]``.
+
+    Returns:
+        ``[P]``.
     """
     return value.detach().reshape(value.shape[0], -1).sum(1)
 
 
 def refuse(what: str, bad: Tensor) -> None:
-    """Names the members whose values are not finite.
+    """Refuse members whose values are not finite.
 
     Args:
-        what: the values, for the error.
-        bad: [P] bool.
+        what: the name of the values, for the error.
+        bad: ``[P]`` bool, true for such members.
 
     Raises:
-        ValueError: there is such a member.
+        ValueError: there is such a member; the message names them.
     """
     if bool(bad.any()):
         members = ", ".join(str(int(p)) for p in bad.nonzero())
@@ -65,10 +74,14 @@ def refuse(what: str, bad: Tensor) -> None:
 
 
 def require_finite(what: str, value: Tensor) -> None:
-    """Refuses values [P, ...] that are not finite.
+    """Refuse values that are not finite.
+
+    Args:
+        what: the name of the values, for the error.
+        value: ``[P, ...]``.
 
     Raises:
-        ValueError: members hold NaN or infinity; they are named.
+        ValueError: members hold NaN or infinity; the message names them.
     """
     totals = sums(value)
     if not math.isfinite(totals.sum().item()):

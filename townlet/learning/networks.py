@@ -1,10 +1,11 @@
 """Recurrent Q-networks for a whole population: functions of parameters that carry a leading member axis P.
 
-A network object holds sizes only. Its parameters are a plain dict of tensors [P, ...], made by `init` and handed to
-every call, so that online weights, target weights and views into a population's flat buffer all go through the same
+A network object holds sizes only. Its parameters are a plain dict of tensors ``[P, ...]``, which `init` makes and
+every call takes. So online weights, target weights and views into a population's flat buffer all go through the same
 code. Every layer serves all P members in one batched product.
 
-Symbols: P members, D LSTM input features, H LSTM units, F units of the head's ReLU layer, A actions.
+Symbols: P members, N rows of a member, D LSTM input features, H LSTM units, F units of the head's ReLU layer,
+A actions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from ..ops.types import RecurrentQParams, SpatialWeights
 from .members import check_seeds
 
 if TYPE_CHECKING:
-    from ..envs.convolutions import Convolution
     from ..envs.images import ImageLayout
+    from ..support.convolutions import Convolution
 
 Params = Mapping[str, Tensor]
 
@@ -31,7 +32,7 @@ SHUT = -1e4
 
 
 class RecurrentNetwork(Protocol):
-    """What population, learner and evaluation need of a network; `RecurrentQNetwork` explains each name."""
+    """What population, learner and evaluation need of a network. `RecurrentQNetwork` explains each name."""
 
     obs_size: int
     n_actions: int
@@ -54,27 +55,31 @@ class RecurrentNetwork(Protocol):
 def cut_memory(p: RecurrentQParams) -> RecurrentQParams:
     """The same network without memory: no recurrent weights and a forget gate that is shut.
 
-    Its unroll equals zeroing (h, c) before every step, whatever state it is handed, yet it keeps the meaning of
-    `reset` (where episodes start) for validity and bootstrapping. The weights it leaves out get no gradient.
+    Its unroll equals zeroing h and c before every step, whatever state it is given. Yet `reset` still says where
+    episodes start, for validity and bootstrapping. The weights that are left out get no gradient.
     """
     i, f, g, o = p.bias.chunk(4, dim=1)
     return p._replace(w_hh=torch.zeros_like(p.w_hh), bias=torch.cat((i, torch.full_like(f, SHUT), g, o), dim=1))
 
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:
-    """One affine layer for all members: x [P, N, in] -> [P, N, out]; weight [P, out, in] as in `torch.nn.Linear`."""
+    """One affine layer for all members: x ``[P, N, in]`` becomes ``[P, N, out]``.
+
+    The weight is ``[P, out, in]``, as in `torch.nn.Linear`.
+    """
     weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
     return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
 
 def _positive(**sizes: int) -> None:
+    """Refuse sizes that are not positive ints, by their names."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected an int >= 1")
+            raise ValueError(f"{name} is {value!r}; expected an int of at least 1")
 
 
 class _LSTMWithHead(ABC):
-    """The part both networks share: parameters and their initialisation, the LSTM's and the head's weights."""
+    """What all networks share: parameters and their initialisation, and the weights of the LSTM and the head."""
 
     def __init__(
         self, obs_size: int, n_actions: int, feature_size: int, hidden_size: int, head_size: int | None, dueling: bool
@@ -91,10 +96,10 @@ class _LSTMWithHead(ABC):
 
     @abstractmethod
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weights of the encoder's layers: name -> shape without the member axis, outputs first."""
+        """The weights of the encoder's layers: name -> shape without the member axis, outputs first."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every parameter, without the leading member axis."""
+        """The shape of every parameter by name, without the leading member axis."""
         H, A = self.hidden_size, self.n_actions
         streams = self.head_size or H
         weights = dict(self._encoder_shapes())
@@ -113,12 +118,20 @@ class _LSTMWithHead(ABC):
         return shapes
 
     def init(self, seeds: Sequence[int], chrono_span: int | None = None) -> dict[str, Tensor]:
-        """Fresh parameters: name -> float32 [P, ...], where member p's values depend on `seeds[p]` only.
+        """Fresh parameters. Member p's values depend on `seeds[p]` only.
 
-        Encoder and head: orthogonal (Saxe et al. 2014), gain sqrt(2) before a ReLU and 1 at the outputs, biases 0.
-        LSTM: uniform in +-1/sqrt(H) as in `torch.nn.LSTM`, plus 1 on the forget gate's bias (Jozefowicz et al. 2015).
-        With `chrono_span` T (Tallec & Ollivier 2018), in steps and at least 2, each unit's forget bias is log(u), u
-        uniform in [1, T - 1], so that it begins by keeping what it holds for about u steps; its input bias is -log(u).
+        Encoder and head are orthogonal (Saxe et al. 2014), with gain sqrt(2) before a ReLU and 1 at the outputs, and
+        their biases are 0. The LSTM is uniform in +-1/sqrt(H) as in `torch.nn.LSTM`, plus 1 on the forget gate's bias
+        (Jozefowicz et al. 2015). With a chrono span T (Tallec & Ollivier 2018), each unit's forget bias is log(u) and
+        its input bias is -log(u), where u is uniform from 1 to T - 1. So the unit begins by keeping what it holds for
+        about u steps.
+
+        Args:
+            seeds: one int per member.
+            chrono_span: T in steps, at least 2; None for the forget bias of 1.
+
+        Returns:
+            Name -> ``[P, ...]`` float32 on the CPU.
 
         Raises:
             ValueError: there are no seeds, one is not an int in [0, 2**63), or `chrono_span` is below 2.
@@ -150,7 +163,14 @@ class _LSTMWithHead(ABC):
         return params
 
     def encode(self, params: Params, obs: Tensor) -> Tensor:
-        """LSTM input features of observations: obs [P, ..., obs_size] -> [P, ..., D].
+        """The LSTM's input features of observations.
+
+        Args:
+            params: name -> ``[P, ...]``.
+            obs: ``[P, ..., obs_size]`` float32.
+
+        Returns:
+            ``[P, ..., D]`` float32.
 
         Raises:
             ValueError: `obs` does not have the members' axis first and `obs_size` last.
@@ -164,15 +184,18 @@ class _LSTMWithHead(ABC):
         return features.reshape(*obs.shape[:-1], self.feature_size)
 
     def layers(self, params: Params) -> tuple[tuple[Tensor, Tensor], ...] | None:
-        """The encoder as (weight, bias) of dense layers with a ReLU behind each; None where it is something else."""
+        """The encoder's dense layers with a ReLU behind each, as weights ``[P, out, in]`` and biases ``[P, out]``.
+
+        None where the encoder is something else.
+        """
         return None
 
     @abstractmethod
     def _encode_rows(self, params: Params, x: Tensor) -> Tensor:
-        """[P, N, obs_size] -> [P, N, D]."""
+        """The features ``[P, N, D]`` of rows ``[P, N, obs_size]``."""
 
     def recurrent(self, params: Params) -> RecurrentQParams:
-        """The LSTM's and the head's weights in the form the operators take; the same tensors, not copies."""
+        """The weights of the LSTM and the head in the operators' form. They are the same tensors, not copies."""
         return RecurrentQParams(
             params["lstm.w_ih"],
             params["lstm.w_hh"],
@@ -186,9 +209,17 @@ class _LSTMWithHead(ABC):
         )
 
     def q_values(self, params: Params, h: Tensor) -> Tensor:
-        """Q-values of LSTM outputs: h [P, N, H] -> [P, N, A].
+        """The Q-values of LSTM outputs.
 
-        Dueling (Wang et al. 2016): value + advantage - mean advantage, the mean over all A actions.
+        With dueling (Wang et al. 2016) they are value + advantage - mean advantage, where the mean is over all A
+        actions.
+
+        Args:
+            params: name -> ``[P, ...]``.
+            h: ``[P, N, H]`` float32.
+
+        Returns:
+            ``[P, N, A]`` float32.
         """
         if self.head_size is not None:
             h = torch.relu(_linear(params, "head.fc", h))
@@ -199,20 +230,21 @@ class _LSTMWithHead(ABC):
 
 
 class RecurrentQNetwork(_LSTMWithHead):
-    """MLP encoder -> LSTM -> (dueling) head, for observations that are flat vectors.
+    """MLP encoder, LSTM and (dueling) head, for observations that are flat vectors.
 
-    The recurrent Q-network of DRQN (Hausknecht & Stone 2015) with the head of R2D2 (Kapturowski et al. 2019).
+    This is the recurrent Q-network of DRQN (Hausknecht & Stone 2015) with the head of R2D2 (Kapturowski et al. 2019).
 
     Args:
-        obs_size: numbers in an observation.
+        obs_size: how many numbers an observation has.
         n_actions: A, at least 1.
-        encoder: units of the encoder's ReLU layers; () feeds the observation straight to the LSTM (D = obs_size).
-        hidden_size: H.
-        head_size: F, units of the head's ReLU layer; None for streams that read the LSTM's output.
-        dueling: separate value and advantage streams.
+        encoder: the units of the encoder's ReLU layers. With () the observation goes straight to the LSTM, and D is
+            obs_size.
+        hidden_size: H, the LSTM's units.
+        head_size: F, the units of the head's ReLU layer; None for streams that read the LSTM's output.
+        dueling: whether value and advantage are separate streams.
 
     Raises:
-        ValueError: a size is below 1; the argument is named.
+        ValueError: a size is below 1; the message names the argument.
     """
 
     def __init__(
@@ -245,20 +277,25 @@ class RecurrentQNetwork(_LSTMWithHead):
 
 
 class RecurrentConvQNetwork(_LSTMWithHead):
-    """Convolutions over the observation's image, ReLU layers over them and everything else in it, LSTM, head.
+    """Convolutions over the observation's image, ReLU layers over them and everything else, LSTM and head.
 
-    Symbols of the image become planes of 0 and 1, brightness is scaled (`ImageLayout`). The convolutions have no
-    padding and a ReLU behind each; all members' run as one grouped convolution. Their output and the other numbers of
-    the observation (direction, last action, ...) are concatenated and go through the encoder's layers.
+    Symbols of the image become planes of 0 and 1, and brightness is scaled (`ImageLayout`). The convolutions have no
+    padding and a ReLU behind each. Those of all members run as one grouped convolution. Their output and the other
+    numbers of the observation (direction, last action, ...) are concatenated and go through the encoder's layers.
 
     Args:
-        obs_size, n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
+        obs_size: how many numbers an observation has.
+        n_actions: A, at least 1.
         image: where in the observation the image lies.
         conv: the convolutions, first to last.
-        encoder: units of the ReLU layers behind them; () hands their output and the other numbers to the LSTM.
+        encoder: the units of the ReLU layers behind the convolutions. With () their output and the other numbers go
+            straight to the LSTM.
+        hidden_size: as in `RecurrentQNetwork`.
+        head_size: as in `RecurrentQNetwork`.
+        dueling: as in `RecurrentQNetwork`.
 
     Raises:
-        ValueError: a size is below 1, or a convolution is larger than what it sees; the argument is named.
+        ValueError: a size is below 1, or a convolution is larger than what it sees; the message names the argument.
     """
 
     def __init__(
@@ -284,7 +321,7 @@ class RecurrentConvQNetwork(_LSTMWithHead):
                 )
             height, width = ((side - layer.kernel) // layer.stride + 1 for side in (height, width))
             channels = layer.channels
-        self._inputs = channels * height * width + obs_size - image.size  # of the first layer behind the convolutions
+        self._inputs = channels * height * width + obs_size - image.size  # of the first dense layer
         super().__init__(obs_size, n_actions, (self._inputs, *encoder)[-1], hidden_size, head_size, dueling)
 
     def _encoder_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -297,7 +334,10 @@ class RecurrentConvQNetwork(_LSTMWithHead):
         return shapes | {f"encoder.{i}": (sizes[i + 1], sizes[i]) for i in range(len(self.encoder))}
 
     def _planes(self, numbers: Tensor) -> Tensor:
-        """The image [P, N, numbers] as maps for a grouped convolution, [N, P * planes, H, W] with channels last."""
+        """The image ``[P, N, numbers]`` as maps for a grouped convolution.
+
+        They are ``[N, P * planes, height, width]``, in the memory format channels-last.
+        """
         im, (P, N, _) = self.image, numbers.shape
         if im.channels_first:
             x = numbers.view(P, N, im.channels, im.height, im.width).permute(1, 3, 4, 0, 2)
@@ -306,7 +346,7 @@ class RecurrentConvQNetwork(_LSTMWithHead):
         if im.symbols is None:
             x = (x - im.low) * im.scale
         else:
-            # counted on the image's own device: numbers brought from the CPU would end a CUDA graph's capture
+            # numbers made on the CPU would end a CUDA graph's capture, so the image's own device makes them
             values = [torch.arange(n, device=x.device) for n in im.symbols]
             x = torch.cat([x[..., c : c + 1] == value for c, value in enumerate(values)], -1).to(x.dtype)
         return x.reshape(N, im.height, im.width, P * im.planes).permute(0, 3, 1, 2)
@@ -325,21 +365,26 @@ class RecurrentConvQNetwork(_LSTMWithHead):
 
 
 class RecurrentSpatialQNetwork(_LSTMWithHead):
-    """Convolutions over the Town's window, small layers for the rest of its observation, LSTM 256, head 128.
+    """Convolutions over the Town's window, small layers for the rest of its observation, LSTM 256 and head 128.
 
-    The flat observation is: `planes` maps of height x width (a map at a time, rows first) | x, y, and 2 * `knots`
-    weights of places | 8 meters | building underfoot (15), sin and cos of the hour, progress. The maps go through two
-    3x3 convolutions (16 and 32 channels, padding 1, ReLU) and a ReLU layer of 128; the 2 + 2 * `knots` numbers of the
-    position and the 8 meters through 32 units each; the last 18 numbers, what the place affords now, through 32.
-    D = 128 + 32 + 32 + 32 = 224.
+    The flat observation has four parts: `planes` maps of height x width (a map at a time, rows first); x, y and
+    2 * `knots` weights of places; 8 meters; and the building underfoot (15), sine and cosine of the hour, and progress.
+    The maps go through two 3x3 convolutions (16 and 32 channels, padding 1, ReLU) and a ReLU layer of 128. The
+    position, the meters and the last 18 numbers, which say what the place affords now, go through a ReLU layer of 32
+    each. D = 128 + 32 + 32 + 32 = 224.
 
     Args:
-        planes, height, width: the window's maps; `from_town` reads them off an environment.
-        knots: of the position, along each axis (`TownArgs.knots`).
-        n_actions, hidden_size, head_size, dueling: as in `RecurrentQNetwork`.
+        planes: how many maps the window has; `from_town` reads the window's sizes off an environment.
+        height: the rows of a map.
+        width: the columns of a map.
+        knots: how many places the position has along each axis (`TownArgs.knots`).
+        n_actions: A, at least 1.
+        hidden_size: as in `RecurrentQNetwork`.
+        head_size: as in `RecurrentQNetwork`.
+        dueling: as in `RecurrentQNetwork`.
 
     Raises:
-        ValueError: a size is below 1; the argument is named.
+        ValueError: a size is below 1; the message names the argument.
     """
 
     METERS, AFFORDANCE = 8, 18
@@ -366,8 +411,8 @@ class RecurrentSpatialQNetwork(_LSTMWithHead):
         """The network for the observations of a Town.
 
         Args:
-            town: a `TownArgs`, or an environment made with them (its `args`).
-            sizes: go to the constructor (hidden_size, head_size, dueling).
+            town: a `TownArgs`, or a Town environment, which has them as its `args`.
+            sizes: more arguments of the constructor (hidden_size, head_size, dueling).
 
         Raises:
             ValueError: `town` is neither.

@@ -1,8 +1,8 @@
 """P recurrent Q-learning agents trained side by side: weights, target weights, Adam, and the state they act with.
 
-All numbers of one kind lie in one flat float32 buffer [P, N]; a row is a member. Named parameters are leaf views into
-the online buffer and their gradients views into the gradient buffer, so that clipping, Adam and target sync are a
-handful of operations on whole buffers, whatever the network's layers are.
+All numbers of one kind lie in one flat float32 buffer ``[P, N]``, whose rows are the members. Named parameters are leaf
+views into the online buffer, and their gradients are views into the gradient buffer. So clipping, Adam and target sync
+are a handful of operations on whole buffers, whatever the network's layers are.
 
 Symbols: P members, E environments per member, N numbers per member, H LSTM units, A actions.
 """
@@ -24,46 +24,57 @@ from ..support import devices
 from .members import check_seeds, per_member, refuse, require_finite, sums
 from .networks import RecurrentNetwork, cut_memory
 
-_ALIGN = 16  # floats: each parameter starts on a cache line
+_ALIGN = 16  # floats, so that each parameter starts on a cache line
 
 
 class VectorizedPopulation:
-    """P members that share a network's architecture and nothing else, each acting in its own E environments.
+    """P members that share a network's architecture and nothing else, each of which acts in E environments of its own.
 
-    Member p alone follows member p among others (up to the rounding of batched products): initial weights and
-    exploration depend on `seeds[p]` only, clipping and Adam work per member.
+    A member alone follows the same course as among others, up to the rounding of batched products: initial weights and
+    exploration depend on `seeds[p]` only, and clipping and Adam work per member.
 
     Args:
         network: sizes and functions (`RecurrentQNetwork`, `RecurrentSpatialQNetwork` or alike).
         seeds: one int per member; its length is P.
         num_envs: E.
-        gamma: discount per step in [0, 1], a number or one per member. The learner's TDSpec uses this same value.
-        lr: Adam's step size, a number or one per member.
-        adam_betas, adam_eps: Adam's decay rates and denominator offset (Kingma & Ba 2015).
-        clip_norm: largest global gradient norm per member, a number or one per member; None: no clipping.
-        compute_dtype: that of the learner's TDSpec, for which the target is packed.
-        ema_decay: share of its old value that the running average of the weights keeps at each step, in [0, 1); 0: no
-            average.
-        chrono_span: of the LSTM's first weights (`RecurrentQNetwork.init`); None: forget biases of 1. Unused without
-            memory, whose forget gate is shut.
-        memory: False makes the memoryless control: (h, c) is zero before every step, in acting and in training.
+        gamma: the discount per step in [0, 1], one number or one per member. The learner's TDSpec uses the same value.
+        lr: Adam's step size, one number or one per member.
+        adam_betas: Adam's decay rates (Kingma & Ba 2015).
+        adam_eps: the offset of Adam's denominator.
+        clip_norm: the largest global gradient norm of a member, one number or one per member; None for no clipping.
+        ema_decay: the share of its old value that the running average of the weights keeps at each step, in [0, 1); 0
+            for no average.
+        chrono_span: as in `RecurrentQNetwork.init`. It is unused without memory, whose forget gate is shut.
+        memory: False makes the memoryless control, in which h and c are zero before every step, in acting and in
+            training.
+        compute_dtype: the dtype of the learner's TDSpec, for which the target is packed.
         device: where weights, optimiser and acting state live.
-        deferred: values that are not finite are noted on the device and reported by `check`, so that an update waits
-            for nothing; an update that meets one changes no number. None: on a GPU; False raises at once.
+        deferred: whether values that are not finite are noted on the device and reported by `check`, so that an update
+            waits for nothing; an update that meets one changes no number. False raises at once. None stands for True on
+            a GPU and False on the CPU.
 
     Attributes:
-        online: name -> leaf parameter [P, ...] with `.grad` preset; target_network: name -> target weights [P, ...].
-        averaged: name -> the weights to evaluate [P, ...]: their exponential running average (Polyak & Juditsky 1992,
-            in the form of Kingma & Ba 2015, section 7.2), which fluctuates less than the newest; `online` itself where
-            ema_decay is 0. Step n keeps min(ema_decay, n / (n + 9)), so that early averages do not trail behind.
-        online_flat, target_flat, grad_flat, adam_m, adam_v: [P, N] float32; average_flat too, or None.
-        recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head; None
+        online: name -> leaf parameter ``[P, ...]`` with `.grad` preset.
+        target_network: name -> target weights ``[P, ...]``.
+        averaged: name -> the weights to evaluate ``[P, ...]``. They are an exponential running average (Polyak &
+            Juditsky 1992, in the form of Kingma & Ba 2015, section 7.2), which fluctuates less than the newest weights.
+            Step n keeps min(ema_decay, n / (n + 9)) of it, so that early averages do not trail behind. Where ema_decay
+            is 0, it is `online` itself.
+        online_flat: the online weights, ``[P, N]`` float32.
+        target_flat: the target weights, ``[P, N]`` float32.
+        grad_flat: the gradients, ``[P, N]`` float32.
+        adam_m: Adam's first moments, ``[P, N]`` float32.
+        adam_v: Adam's second moments, ``[P, N]`` float32.
+        average_flat: the averaged weights, ``[P, N]`` float32; None where ema_decay is 0.
+        recurrent_grads: where in `grad_flat` the operator may leave the gradients of the LSTM and the head. None
             without memory, where the operator sees other weights than the parameters.
-        packed_target: the target's weights as `td_unroll` wants them, rebuilt by `sync_target`.
-        lr, gamma, clip_norm: float32 [P]; may be written between updates (into the tensors: a graph knows no others).
+        packed_target: the target's weights in the form that `td_unroll` takes, which `sync_target` brings up to date.
+        lr: ``[P]`` float32, as are `gamma` and `clip_norm`. New values may be written into the tensors between updates;
+            a CUDA graph reads no other tensors.
+        act_count: how often `act` was called.
 
     Raises:
-        ValueError: an argument is out of its range; it is named.
+        ValueError: an argument is out of its range; the message names it.
     """
 
     def __init__(
@@ -120,7 +131,7 @@ class VectorizedPopulation:
         flat = [torch.zeros(self.members, offset, device=self.device) for _ in range(5)]
         self.online_flat, self.target_flat, self.grad_flat, self.adam_m, self.adam_v = flat
         self.adam_steps: int | Tensor = 0
-        if self.deferred:  # whether a step is made is known to the device alone, so it counts them
+        if self.deferred:  # only the device knows whether a step is made, so it counts the steps
             self.adam_steps = torch.zeros((), dtype=torch.float64, device=self.device)
         self._trouble: dict[str, Tensor] = {}  # what was not finite -> which members [P]
         gradients = self._views(self.grad_flat)
@@ -138,17 +149,17 @@ class VectorizedPopulation:
         self.target_flat.copy_(self.online_flat)
         self.packed_target = self._packed()
 
-        self._acting_version = -1  # of online_flat, whose counter rises with every write through it or a view of it
+        # the version of online_flat that was packed for acting; every write to it or to a view of it raises the version
+        self._acting_version = -1
         self._keys = torch.tensor(self.seeds, dtype=torch.int64)
         self.act_count = 0
         self._h = torch.zeros(self.members, num_envs, network.hidden_size, device=self.device)
         self._c = torch.zeros_like(self._h)
-        self._acted: tuple[Tensor, Tensor | np.ndarray | None] | None = (
-            None  # Q-values [P, E, A] and legal actions of the last `act`
-        )
+        # the Q-values [P, E, A] and the legal actions of the last `act`
+        self._acted: tuple[Tensor, Tensor | np.ndarray | None] | None = None
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Name -> [P, ...] view into a flat buffer [P, N]."""
+        """The views ``[P, ...]`` into a flat buffer ``[P, N]``, by name."""
         views = {}
         for name, (offset, shape) in self._slots.items():
             numel = int(np.prod(shape[1:]))
@@ -159,7 +170,10 @@ class VectorizedPopulation:
 
     @property
     def state(self) -> tuple[Tensor, Tensor]:
-        """(h, c), each [P, E, H]: what the members carry *before* the next observation. Training never touches it."""
+        """h and c, ``[P, E, H]`` float32 each, which the members carry before the next observation.
+
+        Training never touches them.
+        """
         return self._h, self._c
 
     @torch.no_grad()
@@ -170,20 +184,20 @@ class VectorizedPopulation:
         legal: Tensor | np.ndarray | None = None,
         epsilon: float | Sequence[float] | Tensor = 0.0,
     ) -> Tensor:
-        """Epsilon-greedy actions; advances the carried state by exactly one step.
+        """Choose epsilon-greedy actions, and advance the carried state by exactly one step.
 
         Args:
-            obs: [P, E, obs_size] float.
-            reset: [P, E] bool, True where obs is the first of an episode: the state is zeroed before it.
-            legal: [P, E, A] bool or None; a row without a legal action counts as all legal.
-            epsilon: probability of a uniform draw over the legal actions; one number, [P] or [P, E].
+            obs: ``[P, E, obs_size]`` float32.
+            reset: ``[P, E]`` bool, whether the observation is the first of an episode. The state is zeroed before it.
+            legal: ``[P, E, A]`` bool, or None for all legal. A row without a legal action counts as all legal.
+            epsilon: the probability of a uniform draw over the legal actions: one number, ``[P]`` or ``[P, E]``.
 
         Returns:
-            Actions [P, E] int64, on the population's device. Ties go to the lowest action. An environment's draws
-            depend on its member's seed, its own index and `act_count` only.
+            The actions ``[P, E]`` int64, on the population's device. Ties go to the lowest action. An environment's
+            draws depend only on its member's seed, its own index and `act_count`.
 
         Raises:
-            ValueError: a shape is wrong, or epsilon lies outside [0, 1]; the argument is named.
+            ValueError: a shape is wrong, or epsilon lies outside [0, 1]; the message names the argument.
         """
         P, E = self.members, self.num_envs
         x = self._here(obs, torch.float32)
@@ -206,7 +220,7 @@ class VectorizedPopulation:
             self.act_count,
         )
         self._acted = out.q, legal
-        if self.memory:  # else the state stays what it was made as: zero
+        if self.memory:  # without memory the state stays zero
             self._h, self._c = out.h, out.c
         self.act_count += 1
         return out.action
@@ -215,7 +229,7 @@ class VectorizedPopulation:
         return devices.upload(torch.as_tensor(value, dtype=dtype), self.device)
 
     def _explore_probability(self, epsilon: float | Sequence[float] | Tensor) -> Tensor:
-        """epsilon as float64 [P, E]."""
+        """``epsilon`` as ``[P, E]`` float64."""
         P, E = self.members, self.num_envs
         out = torch.as_tensor(epsilon, dtype=torch.float64)
         if tuple(out.shape) not in ((), (P,), (P, E)):
@@ -225,8 +239,12 @@ class VectorizedPopulation:
         return (out.unsqueeze(-1) if out.dim() == 1 else out).expand(P, E)
 
     def acting_metrics(self) -> dict[str, Tensor]:
-        """What acting looks like at the last `act`, means over the environments, float32 [P] each: `q_max`, the largest
-        Q-value among legal actions; `h_norm` and `c_norm`, the Euclidean norm of the carried state. Empty before it."""
+        """What the last `act` looked like, as means over the environments.
+
+        Returns:
+            ``[P]`` float32 each: `q_max`, the largest Q-value among legal actions; `h_norm` and `c_norm`, the Euclidean
+            norms of the carried h and c. Empty before the first `act`.
+        """
         if self._acted is None:
             return {}
         q, legal = self._acted
@@ -237,28 +255,35 @@ class VectorizedPopulation:
         return {"q_max": q.amax(-1).mean(1), **norms}
 
     def reset_state(self) -> None:
-        """Forget: (h, c) becomes zero in every environment."""
+        """Set the carried h and c to zero in every environment."""
         self._h = torch.zeros_like(self._h)
         self._c = torch.zeros_like(self._c)
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def recurrent(self, params: Mapping[str, Tensor]) -> RecurrentQParams:
-        """LSTM and head weights as training sees them: without memory where the population has none."""
+        """The weights of the LSTM and the head as training sees them: without memory where the population has none.
+
+        Args:
+            params: name -> ``[P, ...]``.
+        """
         weights = self.network.recurrent(params)
         return weights if self.memory else cut_memory(weights)
 
     def backward(self, loss: Tensor) -> None:
-        """Writes the gradients of `loss` [P], summed over members, into `grad_flat`; what came before is overwritten.
+        """Write the gradients of a loss into `grad_flat`, over what was there.
 
         A parameter that the loss does not reach gets 0.
+
+        Args:
+            loss: ``[P]`` float32; the gradients are those of its sum.
         """
         gradients = torch.autograd.grad(loss.sum(), list(self.online.values()), allow_unused=True)
         to, new = [], []
         for home, g in zip(self._gradients, gradients, strict=True):
             if g is None:
                 home.zero_()
-            elif self.device.type != "cpu" or g.data_ptr() != home.data_ptr():  # else it was written there
+            elif self.device.type != "cpu" or g.data_ptr() != home.data_ptr():  # else it is there already
                 to.append(home)
                 new.append(g)
         if to:
@@ -266,18 +291,19 @@ class VectorizedPopulation:
 
     @torch.no_grad()
     def adam_step(self, good: Tensor | None = None) -> Tensor:
-        """Clips each member's gradient by its global norm, then one Adam step (Kingma & Ba 2015) for all members.
+        """Clip each member's gradient by its global norm, and take one Adam step (Kingma & Ba 2015) for all members.
 
         The running average of the weights takes the step too.
 
         Args:
-            good: what `finite` returned so far; where it is False nothing is changed.
+            good: what `finite` returned so far; where it is False, nothing is changed.
 
         Returns:
-            The gradient norms before clipping, [P].
+            The gradient norms before clipping, ``[P]`` float32.
 
         Raises:
-            ValueError: members have a gradient that is not finite; they are named, and nothing has been changed.
+            ValueError: members have a gradient that is not finite. The message names them, and nothing has been
+                changed.
         """
         state = (self.online_flat, self.adam_m, self.adam_v, self.grad_flat, self.lr, self.clip_norm)
         if isinstance(self.adam_steps, int):
@@ -293,18 +319,18 @@ class VectorizedPopulation:
         return norm
 
     def finite(self, what: str, value: Tensor, so_far: Tensor | None = None) -> Tensor | None:
-        """Whether values are finite, as a bool [] on the device, for `check` to report.
+        """Check whether values are finite, at once or for `check` to report.
 
         Args:
-            what: the values, for the error.
-            value: [P, ...].
-            so_far: what this returned for values before these; the answer holds for all of them.
+            what: the name of the values, for the error.
+            value: ``[P, ...]``.
+            so_far: what this method returned for the values before these; the answer holds for all of them.
 
         Returns:
-            The answer where checks are deferred, else None.
+            Where checks are deferred, the answer as a scalar bool on the device; else None.
 
         Raises:
-            ValueError: checks are not deferred, and members hold values that are not finite; they are named.
+            ValueError: checks are not deferred, and members hold values that are not finite; the message names them.
         """
         if not self.deferred:
             require_finite(what, value)
@@ -316,20 +342,24 @@ class VectorizedPopulation:
         return ~bad.any() if so_far is None else so_far & ~bad.any()
 
     def check(self) -> None:
-        """Waits for the device.
+        """Wait for the device, and report what it noted.
 
         Raises:
-            ValueError: values of members were not finite since the last call; the members are named.
+            ValueError: values of members were not finite since the last call; the message names the members.
         """
         found = {what: bad.clone() for what, bad in self._trouble.items()}
         for bad in self._trouble.values():
             bad.zero_()
-        for what, bad in found.items():  # in the order of the update: what came first caused the rest
+        for what, bad in found.items():  # in the order of the update, since what came first caused the rest
             refuse(what, bad)
 
     @torch.no_grad()
     def sync_target(self, mode: str = "hard", tau: float = 1.0) -> None:
-        """Moves the target network: "hard" copies the online weights, "soft" sets target += tau (online - target).
+        """Move the target network towards the online network.
+
+        Args:
+            mode: "hard" copies the online weights; "soft" adds tau (online - target) to the target weights.
+            tau: the weight of a soft sync, in (0, 1].
 
         Raises:
             ValueError: the mode is another one, or tau lies outside (0, 1].
@@ -346,13 +376,19 @@ class VectorizedPopulation:
 
     @torch.no_grad()
     def copy_members(self, members: Sequence[int], parents: Sequence[int]) -> None:
-        """Each of `members` becomes the parent beside it: weights, average, target, moments. Its state is zeroed.
+        """Make members copies of other members: of their weights, average, target and moments.
+
+        The state that the copies act with is zeroed.
+
+        Args:
+            members: the members to overwrite.
+            parents: for each of them the member to copy.
 
         Raises:
-            ValueError: a parent is itself overwritten.
+            ValueError: the two differ in length, or a parent would itself be overwritten.
         """
         if set(members) & set(parents) or len(members) != len(parents):
-            raise ValueError(f"parents are {list(parents)}; expected one for each of {list(members)}, none among them")
+            raise ValueError(f"parents is {list(parents)}; expected one for each of {list(members)}, none among them")
         to, of = (torch.tensor(p, dtype=torch.int64, device=self.device) for p in (members, parents))
         for flat in self._buffers().values():
             flat[to] = flat[of]
@@ -361,14 +397,14 @@ class VectorizedPopulation:
         self._pack_target()
 
     def _packed(self) -> ops.PackedParams:
-        """The target's weights as `td_unroll` wants them."""
+        """The target's weights in the form that `td_unroll` takes."""
         return ops.pack(self.recurrent(self.target_network), self.compute_dtype, copy=False)
 
     def _pack_target(self) -> None:
         if not self.deferred:
             self.packed_target = self._packed()
             return
-        # in place: a graph of the update reads these tensors
+        # a CUDA graph of the update reads these tensors, so they are written in place
         packed, target = ((*p.params, p.panels) for p in (self.packed_target, self._packed()))
         for held, fresh in zip(packed, target, strict=True):
             if held is not None and fresh is not None:
@@ -382,7 +418,7 @@ class VectorizedPopulation:
         return flat if self.average_flat is None else {**flat, "average": self.average_flat}
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of everything that a run needs to go on bit for bit: weights, target, Adam, acting state, counters."""
+        """Copies of what a bit-exact continuation needs: weights, target, Adam, acting state and counters."""
         out: dict[str, Any] = {
             key: {name: v.clone() for name, v in self._views(flat).items()} for key, flat in self._buffers().items()
         }
@@ -392,10 +428,11 @@ class VectorizedPopulation:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Take over what `state_dict` returned.
 
         Raises:
-            ValueError: something is missing, unknown or of another shape; it is named, and nothing has been changed.
+            ValueError: something is missing, unknown or of another shape. The message names it, and nothing has been
+                changed.
         """
         expected = set(self.state_dict())
         if set(state) != expected:

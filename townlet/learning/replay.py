@@ -1,11 +1,10 @@
-"""Sequence replay: what each environment saw and did, one unbroken stream that is cut into windows when sampled.
+"""Sequence replay: each environment's observations and actions are one stream, which is cut into windows when sampled.
 
 Every environment of every member has a ring of T steps. Step t of a stream holds observation t, whether it opens an
 episode, the action taken on it and what the world returned. Windows of S transitions (S + 1 observations) start every
-`stride` steps and run across the ends of episodes; `reset` and `mask` tell the learner where those are, so an episode
-of any length is trained on whole, in proportion to its length, with no padding. The recurrent state before a window's
-first observation is stored (R2D2, Kapturowski et al. 2019), and there alone; so is the window's priority (prioritised
-replay, Schaul et al. 2016).
+`stride` steps and run across the ends of episodes, which `reset` and `mask` show to the learner. So an episode of any
+length is trained on whole, in proportion to its length and without padding. The recurrent state is stored only before
+the first observation of a window (R2D2, Kapturowski et al. 2019). `sampling` draws the windows.
 
 Symbols: P members, E environments per member, T ring length, S transitions in a window, B windows in a batch,
 K = T / stride window slots of a stream, H LSTM units, A actions.
@@ -27,67 +26,57 @@ from ..ops import replay as compiled
 from ..ops.types import ReplaySteps, ReplayStores, ReplayTables
 from ..support import devices
 from .members import check_seeds
+from .sampling import ReplaySample, draw_windows
 
 log = logging.getLogger(__name__)
 
 REPLAY_STREAM = 2
-"""Which of a member's Philox streams windows are drawn from."""
+"""The number of the Philox stream, among a member's, that windows are drawn from."""
 
 _GIVEN = {"obs": torch.float32, "action": torch.int64, "reward": torch.float32}  # the other fields are flags
 
-PRIORITY_FLOOR = 1e-6
-"""Added to every priority, so that a window without error can still be drawn."""
-
-
-class ReplaySample(NamedTuple):
-    """B windows for each of P members."""
-
-    obs: Tensor  #          [P, B, S+1, obs_size] float32
-    h0: Tensor  #           [P, B, H] float32, the state before observation 0
-    c0: Tensor  #           [P, B, H]
-    action: Tensor  #       [P, B, S] int64
-    reward: Tensor  #       [P, B, S] float32
-    terminated: Tensor  #   [P, B, S] bool
-    reset: Tensor  #        [P, B, S+1] bool
-    mask: Tensor  #         [P, B, S] bool
-    weight: Tensor  #       [P, B] float32, importance-sampling weights (ones when uniform)
-    legal: Tensor | None  # [P, B, S+1, A] bool
-    slot: Tensor  #         [P, B] int64, where the window's priority lives: env * K + (start % T) / stride
-    start: Tensor  #        [P, B] int64, the stream step at which the window starts
-
 
 class ReplaySize(NamedTuple):
-    """What a buffer of given arguments holds."""
+    """What a buffer of given arguments holds.
 
-    ring: int  #    T, steps per environment
-    windows: int  # K * E, window slots per member
-    nbytes: int  #  memory of all members
+    Attributes:
+        ring: T, the steps per environment.
+        windows: K * E, the window slots per member.
+        nbytes: the memory of all members, in bytes.
+    """
+
+    ring: int
+    windows: int
+    nbytes: int
 
 
 class SequentialReplayBuffer:
     """Streams of P x E environments in preallocated rings, sampled as windows of S + 1 observations.
 
+    The memory needed is logged before it is allocated; `measure` tells it beforehand.
+
     Args:
-        members, num_envs: P, E.
-        capacity: transitions per member. T = capacity // E rounded down to a multiple of `stride`.
-        obs_size, n_actions, hidden_size: widths of what is stored.
+        members: P.
+        num_envs: E.
+        capacity: transitions per member. T is capacity // E, rounded down to a multiple of `stride`.
+        obs_size: how many numbers an observation has.
+        n_actions: A, at least 1.
+        hidden_size: H.
         seq_len: S.
-        stride: steps between window starts, 1..S; None: half a window. With burn-in L, choose at most S - L to train
-            on every transition.
-        prioritised: draw windows in proportion to priority**alpha instead of uniformly.
-        alpha: exponent of the priority in [0, 1]. beta: exponent of the importance weights in [0, 1]; may be written
-            between samples, to anneal it.
-        seeds: one int per member; a member's draws depend on its seed and the number of samples drawn, not on P.
-        store_legal: keep legal-action masks; without, samples carry None.
+        seeds: one int per member. A member's draws depend on its seed and the number of samples drawn, but not on P.
+        stride: the steps between window starts, in 1..S; None for half a window. With burn-in L, a stride of at most
+            S - L trains on every transition.
+        prioritised: whether windows are drawn in proportion to priority**alpha instead of uniformly.
+        alpha: the exponent of the priority, in [0, 1].
+        beta: the exponent of the importance weights, in [0, 1]. It may be written between samples, to anneal it.
+        store_legal: whether masks of legal actions are kept; with False samples carry None.
         device: where steps, priorities and samples live. On a GPU, torch's own operations take the place of the
             compiled ones, and neither sampling nor new priorities wait for it.
 
-    The memory needed is logged before it is allocated; `measure` tells it beforehand.
-
     Raises:
-        ValueError: an argument is out of its range, or the capacity does not hold one window per environment; the
-            argument is named.
-        MemoryError: the machine does not have that much; the sizes are given.
+        ValueError: an argument is out of its range, or the capacity does not hold one window per environment. The
+            message names the argument.
+        MemoryError: the device does not have that much memory; the message gives the sizes.
     """
 
     def __init__(
@@ -132,7 +121,7 @@ class SequentialReplayBuffer:
         memory = devices.total_memory(self.device)
         if size.nbytes > memory:
             where = devices.device_name(self.device)
-            raise MemoryError(f"{what}; {where} has {memory / 2**20:,.1f} MiB: lower capacity")
+            raise MemoryError(f"{what}; expected at most the {memory / 2**20:,.1f} MiB of {where} (lower capacity)")
         log.info(what)
         streams, steps, states = members * num_envs, members * num_envs * self.ring, members * size.windows
 
@@ -155,11 +144,11 @@ class SequentialReplayBuffer:
         except RuntimeError as error:
             raise MemoryError(f"{what}; allocation failed: {error}") from error
         self._priority = zeros(states, dtype=torch.float64)
-        self._start = zeros(states, dtype=torch.int64) - 1  # the slot's window, -1: none complete
+        self._start = zeros(states, dtype=torch.int64) - 1  # the slot's window, by its first step; -1 for none
         self._max_priority = zeros(members, dtype=torch.float64) + 1
-        # these two follow from the calls alone; on the CPU they tell how much is held without asking a device
+        # these two follow from the calls alone, so they are on the CPU and can be read without waiting for a device
         self._count = torch.zeros(streams, dtype=torch.int64)  # steps ever written to each stream
-        self._closed = torch.zeros(streams, dtype=torch.bool)  # the next step must open an episode
+        self._closed = torch.zeros(streams, dtype=torch.bool)  # whether the next step must open an episode
         self._samples = 0
         self._fields = {name: (tuple(v.shape[1:]), _GIVEN.get(name, torch.bool)) for name, v in self._data.items()}
         self._fields |= dict.fromkeys(("h", "c"), ((hidden_size,), torch.float32))
@@ -181,22 +170,24 @@ class SequentialReplayBuffer:
         stride: int | None = None,
         store_legal: bool = True,
     ) -> ReplaySize:
-        """Ring length, window slots and bytes of a buffer, without allocating it.
+        """The ring length, the window slots and the bytes of a buffer, which is not allocated.
+
+        The arguments are those of the class.
 
         Raises:
-            ValueError: as the class does.
+            ValueError: an argument is out of its range; the message names it.
         """
         sizes = (("members", members), ("num_envs", num_envs), ("capacity", capacity), ("obs_size", obs_size))
         for name, value in (*sizes, ("n_actions", n_actions), ("hidden_size", hidden_size), ("seq_len", seq_len)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an int >= 1")
+                raise ValueError(f"{name} is {value!r}; expected an int of at least 1")
         every = _stride(stride, seq_len)
         ring = capacity // num_envs // every * every
         if ring < seq_len + 1:
             least = num_envs * (-(-(seq_len + 1) // every) * every)
             raise ValueError(
-                f"capacity is {capacity}: {num_envs} environments of {ring} steps (a multiple of stride {every}), but "
-                f"a window takes {seq_len + 1}; expected at least {least}"
+                f"capacity is {capacity}, which gives {num_envs} environments {ring} steps each (a multiple of stride "
+                f"{every}), but a window takes {seq_len + 1}; expected at least {least}"
             )
         windows = num_envs * (ring // every)
         per_step = 4 * obs_size + 4 + 4 + 3 + (n_actions if store_legal else 0)
@@ -204,15 +195,15 @@ class SequentialReplayBuffer:
         return ReplaySize(ring, windows, members * (num_envs * ring * per_step + windows * per_window))
 
     def __len__(self) -> int:
-        """Steps held per member (of the member that holds fewest)."""
+        """The steps held per member, of the member that holds fewest."""
         return int(self._count.clamp(max=self.ring).view(self.members, -1).sum(1).min())
 
     @property
     def windows(self) -> Tensor:
-        """How many complete windows each member holds, int64 [P]."""
+        """How many complete windows each member holds, ``[P]`` int64."""
         count = self._count.numpy()
-        first = np.maximum(count - self.ring, 0)  # step still held
-        last = count - 1 - self.seq_len  # step that a complete window starts at
+        first = np.maximum(count - self.ring, 0)  # the first step still held
+        last = count - 1 - self.seq_len  # the last step at which a complete window starts
         held = np.maximum(last // self.stride - (first - 1) // self.stride, 0)
         return torch.from_numpy(held.reshape(self.members, -1).sum(1))
 
@@ -222,7 +213,7 @@ class SequentialReplayBuffer:
         return bool((self.windows > 0).all())
 
     def missing(self) -> str:
-        """In words, how much is missing before `sample` can be called; "" when nothing is."""
+        """What is missing before `sample` can be called, in words; "" where nothing is."""
         short = np.flatnonzero(self.windows.numpy() == 0).tolist()
         if not short:
             return ""
@@ -248,19 +239,22 @@ class SequentialReplayBuffer:
         terminated: Tensor | np.ndarray,
         mask: Tensor | np.ndarray,
     ) -> None:
-        """One time step of all streams: what was seen, and what came of the action taken on it.
+        """Append one time step to all streams: what was seen, and what came of the action taken on it.
 
         Args:
-            obs: [P, E, obs_size], finite.
-            reset: [P, E] bool, obs is the first of an episode.
-            legal: [P, E, A] bool, or None for all legal.
-            h, c: [P, E, H], the acting state *before* obs.
-            action: [P, E] int; reward: [P, E] float; terminated: [P, E] bool, true end (not truncation).
-            mask: [P, E] bool, False where obs was an episode's final one, so that the step only reset the world
-                (NEXT_STEP autoreset; `add_final` stores what the other modes show).
+            obs: ``[P, E, obs_size]`` float32, finite.
+            reset: ``[P, E]`` bool, whether the observation is the first of an episode.
+            legal: ``[P, E, A]`` bool, or None for all legal.
+            h: ``[P, E, H]`` float32, with `c` the state that was acted with, before the observation.
+            c: ``[P, E, H]`` float32.
+            action: ``[P, E]`` int.
+            reward: ``[P, E]`` float.
+            terminated: ``[P, E]`` bool, whether the episode truly ended, rather than being truncated.
+            mask: ``[P, E]`` bool, False where the observation was an episode's final one, so that the step only reset
+                the world (NEXT_STEP autoreset; `add_final` stores what the other modes show).
 
         Raises:
-            ValueError: an argument does not fit; it is named, and nothing has been stored.
+            ValueError: an argument does not fit. The message names it, and nothing has been stored.
         """
         P, E = self.members, self.num_envs
         steps = {"obs": obs, "reset": reset, "action": action, "reward": reward, "terminated": terminated, "mask": mask}
@@ -278,18 +272,20 @@ class SequentialReplayBuffer:
         h: Tensor,
         c: Tensor,
     ) -> None:
-        """One more row for each stream where `ended`: the final observation of an episode whose next has begun.
+        """Append the final observations of episodes whose next ones have begun.
 
-        For worlds that show both in one step; to be called right after the `add` of the transition that led to it. Only
-        these streams grow. Nobody acts on the row: it is masked.
+        This is for worlds that show both in one step. Call it right after the `add` of the transition that led to them.
+        Only the streams of those episodes grow. Nobody acts on these rows, so they are masked.
 
         Args:
-            ended: [P, E] bool, true for K streams.
-            obs: [K, obs_size], finite, member by member. legal: [K, A] bool, or None for all legal.
-            h, c: [P, E, H], the acting state *before* these observations.
+            ended: ``[P, E]`` bool, true for n streams.
+            obs: ``[n, obs_size]`` float32, finite, member by member.
+            legal: ``[n, A]`` bool, or None for all legal.
+            h: ``[P, E, H]`` float32, with `c` the state before these observations.
+            c: ``[P, E, H]`` float32.
 
         Raises:
-            ValueError: an argument does not fit; it is named, and nothing has been stored.
+            ValueError: an argument does not fit. The message names it, and nothing has been stored.
         """
         whole = self._check({"mask": ended, "h": h, "c": c}, (self.members, self.num_envs))
         which = whole["mask"].flatten().nonzero().flatten()
@@ -317,21 +313,25 @@ class SequentialReplayBuffer:
         h: Tensor | None = None,
         c: Tensor | None = None,
     ) -> None:
-        """A whole episode from elsewhere, appended to one stream; episodes shorter than a window are joined up.
+        """Append a whole episode from elsewhere to one stream. Windows run across episodes that are shorter than they.
+
+        The same stream may receive live steps later, if they begin with an episode's first observation. A live episode
+        that an added one interrupts loses its last transition, which is masked.
 
         Args:
-            member: whose. env: which stream; None: the one that has received least.
-            obs: [n+1, obs_size], the final observation included. action: [n] int. reward: [n] float.
+            member: the member that gets the episode.
+            obs: ``[n+1, obs_size]`` float32, the final observation included.
+            action: ``[n]`` int.
+            reward: ``[n]`` float.
             terminated: whether the episode truly ended with the last action, or was cut.
-            legal: [n+1, A] bool or None.
-            h, c: [n+1, H] states before each observation; zeros when not known (then use burn-in if windows start in
-                the middle of episodes).
-
-        The same stream may receive live steps later if they begin with an episode's first observation; a live episode
-        that an added one interrupts loses its last transition (it is masked).
+            env: the member's stream; None for the one that has received least.
+            legal: ``[n+1, A]`` bool, or None for all legal.
+            h: ``[n+1, H]`` float32, with `c` the states before each observation; None for zeros. With zeros, use
+                burn-in where windows start in the middle of episodes.
+            c: ``[n+1, H]`` float32, or None.
 
         Raises:
-            ValueError: an argument does not fit; it is named, and nothing has been stored.
+            ValueError: an argument does not fit. The message names it, and nothing has been stored.
         """
         if not 0 <= member < self.members:
             raise ValueError(f"member is {member}; expected 0..{self.members - 1}")
@@ -356,11 +356,11 @@ class SequentialReplayBuffer:
 
     @staticmethod
     def _pad_final(data: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A zero entry for the final observation, on which no action was taken."""
+        """Append a zero for the final observation, on which no action was taken."""
         return {name: torch.cat((v, torch.zeros_like(v[:1]))) for name, v in data.items()}
 
     def _check(self, steps: Mapping[str, Any], lead: tuple[int, ...]) -> dict[str, Tensor]:
-        """`steps` as tensors of the stored types and shapes [*lead, ...]; ValueError names what does not fit."""
+        """`steps` as tensors of the stored types and shapes ``[*lead, ...]``; ValueError names what does not fit."""
         out = {}
         for name, value in steps.items():
             if name not in self._fields:
@@ -377,9 +377,14 @@ class SequentialReplayBuffer:
         return out
 
     def _write(self, first: int, streams: int, n: int, data: Mapping[str, Tensor], *, closes: bool = False) -> None:
-        """Appends n steps to each stream from `first` on: fields [streams, n, ...] or alike, as `_check` returns them.
+        """Append steps to streams.
 
-        `closes`: the next step of these streams must open an episode.
+        Args:
+            first: the first stream.
+            streams: how many streams there are, from the first on.
+            n: how many steps each of them gets.
+            data: fields ``[streams, n, ...]`` or alike, as `_check` returns them.
+            closes: whether the next step of these streams must open an episode.
         """
         tables = ReplayTables(self._start, self._priority, self._count, self._closed, self._max_priority)
         sizes = {"n": n, "ring": self.ring, "stride": self.stride, "seq_len": self.seq_len}
@@ -389,22 +394,28 @@ class SequentialReplayBuffer:
     # -- sampling ------------------------------------------------------------------------------------------------------
 
     def sample(self, batch_size: int) -> ReplaySample:
-        """B windows per member, drawn with replacement: uniformly, or in proportion to (priority + floor)**alpha.
+        """Draw windows for every member, with replacement, as `sampling.draw_windows` does.
 
-        Importance weights (Schaul et al. 2016): (N * probability)**-beta over the member's N windows, divided by the
-        largest in the member's batch; ones when uniform.
+        Args:
+            batch_size: B, the windows per member.
 
         Raises:
-            ValueError: a member does not hold a complete window yet (it is said what is missing), or batch_size is
-                below 1.
+            ValueError: a member does not hold a complete window yet (the message says what is missing), or batch_size
+                is below 1.
         """
         return self.windows_at(devices.upload(self.draw(batch_size), self.device))
 
     def draw(self, batch_size: int) -> Tensor:
-        """What the next sample is made from: uniform numbers, float64 [P, B] on the CPU.
+        """The uniform numbers that decide the next sample.
+
+        Args:
+            batch_size: B, the windows per member.
+
+        Returns:
+            ``[P, B]`` float64 in [0, 1), on the CPU.
 
         Raises:
-            ValueError: as `sample` does.
+            ValueError: a member does not hold a complete window yet, or batch_size is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
@@ -415,25 +426,15 @@ class SequentialReplayBuffer:
         return torch.from_numpy(_C.philox_uniform(self._keys, REPLAY_STREAM, self._samples - 1, batch_size))
 
     def windows_at(self, draws: Tensor) -> ReplaySample:
-        """The sample that uniform numbers [P, B] on the buffer's device point to; nothing here waits for the device."""
-        P = self.members
-        starts = self._start.view(P, -1)  # [P, E*K]
-        held = starts >= 0
-        mass = held.double()
-        if self.prioritised:
-            mass *= (self._priority.view(P, -1) + PRIORITY_FLOOR) ** self.alpha
-        edges = mass.cumsum(1)
-        total = edges[:, -1:]
-        # strictly below the total even after rounding, so that the slot found has mass
-        point = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
-        slot = torch.searchsorted(edges, point, right=True)  # [P, B]
-        start = starts.gather(1, slot)
-        weight = torch.ones_like(draws)
-        if self.prioritised:
-            probability = mass.gather(1, slot) / total
-            weight = (held.sum(1, keepdim=True) * probability) ** -self.beta
-            weight /= weight.amax(1, keepdim=True)
+        """The sample that uniform numbers point to. Nothing here waits for the device.
 
+        Args:
+            draws: ``[P, B]`` float64 in [0, 1), on the buffer's device.
+        """
+        starts, priority = (table.view(self.members, -1) for table in (self._start, self._priority))
+        slot, start, weight = draw_windows(
+            starts, priority if self.prioritised else None, draws, alpha=self.alpha, beta=self.beta
+        )
         windows: ReplaySteps = self._loops.replay_windows(
             self._stores, slot, start, ring=self.ring, stride=self.stride, seq_len=self.seq_len
         )
@@ -453,24 +454,25 @@ class SequentialReplayBuffer:
         )
 
     def update_priorities(self, sample: ReplaySample, priority: Tensor, good: Tensor | None = None) -> None:
-        """New priorities [P, B] for the windows of `sample`; one that was overwritten since keeps the new occupant's.
+        """Give the windows of a sample new priorities.
 
-        A window drawn twice takes one of its values.
+        A slot that another window took since then keeps that window's priority. A window that was drawn twice takes one
+        of its values.
 
         Args:
             sample: the windows.
-            priority: [P, B].
-            good: a bool [] on the buffer's device; where it is False nothing is changed. With it nothing is checked
-                here, so that nobody waits for the device.
+            priority: ``[P, B]``, one value for each.
+            good: a scalar bool on the buffer's device; where it is False, nothing is changed. With it, nothing is
+                checked here, so that nobody waits for the device.
 
         Raises:
-            ValueError: the shape is another one or, without `good`, values are negative or not finite; the members
-                are named, and nothing has been changed.
+            ValueError: the shape is another one or, without `good`, values are negative or not finite. The message
+                names the members, and nothing has been changed.
         """
         if tuple(priority.shape) != tuple(sample.slot.shape):
             raise ValueError(f"priority has shape {list(priority.shape)}; expected {list(sample.slot.shape)}")
         if good is None:
-            # a few hundred numbers: NumPy, on the same memory, has a fraction of torch's cost per call
+            # these are a few hundred numbers, for which NumPy, on the same memory, costs a fraction of torch's calls
             value = priority.detach().double().cpu().numpy()
             fine = np.isfinite(value) & (value >= 0)
             if not fine.all():
@@ -497,7 +499,10 @@ class SequentialReplayBuffer:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, without steps never written. Tensors may be shared, not copied."""
+        """Everything that a bit-exact continuation needs, without the steps that were never written.
+
+        Tensors may be the buffer's own rather than copies.
+        """
         filled = int(self._count.amax().clamp(max=self.ring))
         data = {name: v.view(-1, self.ring, *v.shape[1:])[:, :filled].contiguous() for name, v in self._data.items()}
         return {
@@ -517,10 +522,10 @@ class SequentialReplayBuffer:
         return {name: int(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` of a buffer with the same arguments returned.
+        """Take over what `state_dict` of a buffer with the same arguments returned.
 
         Raises:
-            ValueError: something is missing or differs; it is named, and nothing has been changed.
+            ValueError: something is missing or differs. The message names it, and nothing has been changed.
         """
         mine = self.state_dict()
         if set(state) != set(mine) or set(state["data"]) != set(self._data):

@@ -1,12 +1,12 @@
-"""Checkpoint files: complete, atomic, checked before anything in them is believed.
+"""Checkpoint files, which are written atomically and verified before anything in them is used.
 
-Layout of a file: 24 bytes of header (magic, format version), the payload (``torch.save`` of plain values), 48 bytes of
-footer (payload length, SHA-256 of the payload, end magic). Reading verifies header, length and checksum first and then
-unpickles with ``weights_only=True``. So a foreign, cut or damaged file gives an error that says what is wrong with it,
-and reading a file never runs code.
+A file consists of 24 bytes of header (magic, format version), the payload (``torch.save`` of plain values) and 48 bytes
+of footer (payload length, SHA-256 of the payload, end magic). Reading verifies header, length and checksum first and
+then unpickles with ``weights_only=True``. So a foreign, cut or damaged file gives an error that says what is wrong with
+it, and reading a file never runs code.
 
-Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed: a reader sees the
-old checkpoint or the new one, never half of one. Older checkpoints are deleted only after the new one is in place.
+Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed. A reader sees the
+old checkpoint or the new one, but never half of one. Older checkpoints are deleted only after the new one is in place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from ..support import files
 
 FORMAT_VERSION = 1
-_MAGIC = b"TOWNLET-CHECKPOINT\r\n"  # 20 bytes; a transfer that rewrites line ends breaks it visibly
+_MAGIC = b"TOWNLET-CHECKPOINT\r\n"  # 20 bytes; the line end shows whether a transfer rewrote line ends
 _END = b"TOWNEND\n"
 _HEADER = struct.Struct("<20sI")
 _FOOTER = struct.Struct("<Q32s8s")
@@ -40,11 +40,11 @@ class CheckpointError(ValueError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """The bytes are not the ones that were written: cut, flipped, overwritten."""
+    """The bytes are not the ones that were written: some were cut off, flipped or overwritten."""
 
 
 class _HashingFile(io.RawIOBase):
-    """Passes bytes on and hashes them. Keeps the first OSError for the caller: torch's writer would bury it."""
+    """Passes bytes on and hashes them. It keeps the first OSError for the caller: torch's writer would hide it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -65,7 +65,7 @@ class _HashingFile(io.RawIOBase):
 
 
 class _Section(io.RawIOBase):
-    """The payload's bytes of an open checkpoint, as a file of its own."""
+    """The payload of an open checkpoint, as a file of its own."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self.file, self.start, self.size, self.position = file, start, size, 0
@@ -93,10 +93,16 @@ class _Section(io.RawIOBase):
 
 
 def write_file(path: str | Path, tree: dict[str, Any], *, durable: bool = True) -> None:
-    """Write ``tree`` to ``path`` atomically: nested dicts, lists, tuples of tensors, arrays, numbers, strings, bytes.
+    """Write ``tree`` to ``path`` atomically.
+
+    Args:
+        path: the file.
+        tree: nested dicts, lists and tuples of tensors, arrays, numbers, strings and bytes.
+        durable: whether the file has to be on the disk on return, and not only with the operating system.
 
     Raises:
-        CheckpointError: the disk is full or the file cannot be written; what was at ``path`` before is untouched.
+        CheckpointError: the disk is full, the file cannot be written, or ``tree`` holds something else. What was at
+            ``path`` before is untouched.
     """
     try:
         with files.replacing(path, "wb", durable=durable) as file:
@@ -110,17 +116,17 @@ def write_file(path: str | Path, tree: dict[str, Any], *, durable: bool = True) 
 def _write_stream(file: BinaryIO, tree: dict[str, Any]) -> None:
     file.write(_HEADER.pack(_MAGIC, FORMAT_VERSION))
     sink = _HashingFile(file)
-    torch.save(_plain(tree), cast(BinaryIO, sink))  # which needs write() only
+    torch.save(_plain(tree), cast(BinaryIO, sink))  # torch.save needs nothing but write()
     if sink.error is not None:
         raise sink.error
     file.write(_FOOTER.pack(sink.size, sink.digest.digest(), _END))
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The tree that ``write_file`` stored.
+    """The tree that ``write_file`` stored, with its tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, foreign, of another format version, cut, or damaged.
+        CheckpointError: the file is missing, foreign, of another format version, cut or damaged.
     """
     path = Path(path)
     try:
@@ -135,13 +141,13 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     except CheckpointError:
         raise
-    except Exception as error:  # whatever torch's unpickler objects to: the bytes are as written, so they are not ours
+    except Exception as error:  # the bytes are as they were written, but torch's unpickler refuses them
         reason = str(error).partition("\n")[0][:300]
         raise CheckpointError(f"{path} holds something other than plain values ({reason})") from None
 
 
 def _require_uncompressed(payload: BinaryIO, size: int) -> None:
-    """Before torch believes them: an archive's own sizes, which decide what is allocated, must fit into the file."""
+    """Refuse an archive whose entries claim to be larger than the file. torch would allocate what they claim."""
     with zipfile.ZipFile(payload) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > size:
             raise ValueError("it claims to be larger than the file")
@@ -152,7 +158,7 @@ def _buffered(section: _Section) -> Any:
 
 
 def _verify(file: BinaryIO, path: Path) -> int:
-    """Payload size, after checking header, footer and checksum."""
+    """Verify header, footer and checksum; return the payload's size in bytes."""
     total = os.fstat(file.fileno()).st_size
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size and _MAGIC.startswith(header[:20]):
@@ -184,9 +190,9 @@ def _verify(file: BinaryIO, path: Path) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """numpy arrays and bytes as tagged tensors; a slice of a larger tensor as its own storage."""
+    """``value`` for ``torch.save``: arrays and bytes become tagged tensors, and a slice gets a storage of its own."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()  # read on any machine
+        value = value.detach().cpu()  # so that any machine can read it
         return value.clone() if value.untyped_storage().nbytes() != value.numel() * value.element_size() else value
     if isinstance(value, np.ndarray):
         return {"__numpy__": torch.from_numpy(np.ascontiguousarray(value).reshape(-1).view(np.uint8).copy()),
@@ -226,7 +232,7 @@ def _restored(value: Any) -> Any:
         return type(value)(_restored(v) for v in value)
     if type(value) is torch.Tensor:
         if value.untyped_storage().nbytes() != value.numel() * value.element_size():
-            raise ValueError("a tensor of another size than its numbers")  # a view of few that claims to be many
+            raise ValueError("a tensor of another size than its numbers")  # few numbers that claim to be many
         return value
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -237,7 +243,20 @@ def _restored(value: Any) -> Any:
 
 
 def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> Path:
-    """Write the checkpoint of ``step`` into ``folder`` and drop all but the last ``keep``. Raises CheckpointError."""
+    """Write the checkpoint of ``step`` and delete all but the newest ones.
+
+    Args:
+        folder: the folder of the checkpoints, made where it is missing.
+        step: environment steps per member so far.
+        tree: what `write_file` takes.
+        keep: how many checkpoints stay.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: the folder or the file cannot be written.
+    """
     folder = Path(folder)
     try:
         if not folder.is_dir():
@@ -247,17 +266,19 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int = 2) -> 
         raise CheckpointError(f"{folder} cannot be made ({error.strerror or error})") from error
     path = folder / f"step_{step:012d}.ckpt"
     write_file(path, tree)
-    for old in (*_listed(folder)[:-keep], *folder.glob(".step_*.tmp")):  # the latter of a process that was killed
+    for old in (*_listed(folder)[:-keep], *folder.glob(".step_*.tmp")):  # a killed process leaves a .tmp
         with contextlib.suppress(OSError):
             old.unlink()
     return path
 
 
 def set_aside_after(folder: str | Path, step: int) -> list[Path]:
-    """Rename checkpoints newer than ``step`` to ``*.aside``: a run that continues from ``step`` did not write them.
+    """Rename checkpoints newer than ``step`` to ``*.aside``.
+
+    A run that continues from ``step`` did not write them.
 
     Returns:
-        The new names.
+        The renamed files.
     """
     moved = []
     for path in _listed(Path(folder)):
@@ -272,7 +293,11 @@ def exists(folder: str | Path) -> bool:
 
 
 def latest(folder: str | Path) -> Path:
-    """The newest checkpoint in ``folder``. Raises CheckpointError when there is none."""
+    """The newest checkpoint in ``folder``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     found = _listed(Path(folder))
     if not found:
         raise _none_in(folder)
@@ -280,15 +305,19 @@ def latest(folder: str | Path) -> Path:
 
 
 def read_newest(folder: str | Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Read the newest checkpoint in ``folder`` that is not damaged; each damaged one is reported through ``say``.
+    """Read the newest checkpoint in ``folder`` that is not damaged.
+
+    Args:
+        folder: the folder of the checkpoints.
+        say: receives a line for each damaged checkpoint.
 
     Returns:
-        Where it is, and its tree.
+        The checkpoint's file and its tree.
 
     Raises:
-        CheckpointError: there is none, all are damaged, or one is whole but cannot be used. Then no earlier one is
-            tried: going back behind a checkpoint that another version wrote, or that the disk did not give, would lose
-            it.
+        CheckpointError: there is no checkpoint, all are damaged, or one is whole but cannot be used. In the last case
+            no earlier one is tried: a run that went on from it would lose a checkpoint that another version wrote, or
+            that the disk did not give this time.
     """
     damage: DamagedCheckpointError | None = None
     for path in reversed(_listed(Path(folder))):

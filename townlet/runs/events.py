@@ -1,4 +1,7 @@
-"""TensorBoard's event files, written without a thread or a queue: what was added is in the file, and errors name it."""
+"""TensorBoard's event files, written without a thread or a queue.
+
+What was added is in the file at once, and errors name the file.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,19 @@ from ..support.files import append_whole, naming
 
 
 class EventFile:
-    """An event file in ``folder``, one for each time the run is begun or resumed.
+    """An event file; a run gets one each time it is begun or resumed.
 
-    ``step`` > 0 has TensorBoard forget what earlier files hold after that step.
+    Args:
+        folder: the run folder.
+        step: where the run stands. Above 0, TensorBoard forgets what earlier files hold after that step.
+
+    Raises:
+        OSError: the file cannot be made or written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         # TensorBoard reads the files in the order of their names, whatever the clock says
@@ -35,10 +43,11 @@ class EventFile:
             self._add(step=step + 1, session_log=start)
 
     def write(self, data: bytes) -> None:
+        """Append bytes to the file; TensorBoard's record writer calls this."""
         append_whole(self._file, data, self.path)
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars by tag."""
+        """Append one event with ``scalars``, tag -> value, at ``step``."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._add(step=step, summary=self._summary(value=values))
 
@@ -46,7 +55,7 @@ class EventFile:
         self._record.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
     def sync(self) -> None:
-        """Have what was added survive a loss of power."""
+        """Make sure that what was added survives a loss of power."""
         with naming(self.path):
             os.fsync(self._file.fileno())
 

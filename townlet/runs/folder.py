@@ -1,4 +1,4 @@
-"""The run folder: where it is, the settings in it, and the small files of a run."""
+"""The run folder: making it, reading the settings in it, and writing the small files of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from ..support.files import replacing
 
 
 def new_folder(path: str | Path | None, world: str) -> Path:
-    """Make the run's folder; ``None`` gives ``runs/<world>-<time>``, numbered when taken.
+    """Make the run's folder.
+
+    Args:
+        path: the folder; None makes ``runs/<world>-<time>``, with a number behind it where that exists.
+        world: the world's id, for the name.
+
+    Returns:
+        The new folder.
 
     Raises:
         ValueError: ``path`` exists (a run is never overwritten) or cannot be made.
@@ -38,7 +45,7 @@ def new_folder(path: str | Path | None, world: str) -> Path:
         raise ValueError(f"{base} exists a thousand times; expected fewer runs begun in one second")
     except FileExistsError:
         raise ValueError(
-            f"{path} exists; a run is never overwritten: choose another --run-dir, or --resume {path}"
+            f"{path} exists; a run is never overwritten: expected another --run-dir, or --resume {path}"
         ) from None
     except OSError as error:
         raise ValueError(f"{path or 'runs'} cannot be made ({error.strerror})") from None
@@ -62,13 +69,20 @@ def read_settings(folder: str | Path, *, largest: int = plain_yaml.LARGEST) -> d
 
 
 def write_json(path: str | Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write ``values`` in one move, so that a reader never sees half a file."""
+    """Write ``values`` as JSON in one move, so that a reader never sees half a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(path, durable=durable) as file:
         file.write(json.dumps(values, indent=2) + "\n")
 
 
 def process_mark(pid: int) -> str | None:
-    """host:pid:start, which no other process ever has on this host; None when it does not run or /proc does not say."""
+    """The text "host:pid:start", which no other process on this host ever has.
+
+    None where the process does not run, or where /proc does not tell.
+    """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

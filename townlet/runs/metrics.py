@@ -1,4 +1,4 @@
-"""metrics.csv of a run, the one place that writes and reads it; what is written also goes to TensorBoard's events.
+"""Writes and reads metrics.csv of a run, and passes on what is written to TensorBoard's events.
 
 Symbols: C columns, N records, P members.
 """
@@ -61,19 +61,22 @@ MEANINGS = {
     "update_s": "seconds spent sampling and learning",
     "eval_s": "seconds spent on evaluations",
 }
-"""Each column of metrics.csv, which has one row per member at each record; a field without a value is empty."""
+"""The meaning of each column of metrics.csv, which has one row per member at each record.
+
+A field without a value is empty.
+"""
 
 COLUMNS = list(MEANINGS)
 
 _CHUNK = 1 << 22  # bytes read at a time
-_TAIL = 512  # bytes before the place reached, by which the file is known again
+_TAIL = 512  # the last bytes read, by which the next reading tells whether it is still the same file
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
 class Sink(Protocol):
-    """Takes numbers by tag."""
+    """What takes numbers by tag: `EventFile` and `WandbLog`."""
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
@@ -81,12 +84,12 @@ class Sink(Protocol):
 
 
 class Records:
-    """Appends to metrics.csv and the TensorBoard events of a run folder; what is added is in the files at once.
+    """Appends to metrics.csv and the TensorBoard events of a run folder. What is added is in the files at once.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         step: where the run stands. What an interrupted run wrote after it is dropped from metrics.csv and purged from
-            the events, since it is about to be written again; a torn last line is dropped too.
+            the events, since the run is about to write it again. A torn last line is dropped too.
         tensorboard: whether to write events.
         also: receives what the events receive.
 
@@ -107,9 +110,15 @@ class Records:
         self._folder, self._beat = folder, ("", 0.0)  # state and time of the last beat
 
     def add(self, step: int, common: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> None:
-        """Append one row per member: ``common`` and the member's own values by column name; NaN leaves a field empty.
+        """Append one row per member. The events also receive the mean over the members and its 95% interval.
 
-        The events also receive the mean over the members and its 95% interval.
+        Args:
+            step: environment steps per member so far.
+            common: values of every member's row by column name; NaN leaves a field empty.
+            members: the own values of each member, likewise.
+
+        Raises:
+            OSError: a file cannot be written; the message names it.
         """
         text = io.StringIO()
         scalars: dict[str, float] = {}
@@ -132,8 +141,14 @@ class Records:
     def beat(self, state: str, step: int, updates: int, seconds: float) -> None:
         """Write status.json, the run's sign of life, every two seconds and whenever ``state`` changes.
 
-        ``state`` is training, trained (``total_steps`` reached) or stopped (saved at a signal). A reader can tell by
-        ``process`` whether the run is alive: see `process_mark`. A full disk does not end the run here.
+        The file's ``process`` tells a reader whether the run is alive (see `process_mark`). A full disk does not end
+        the run here.
+
+        Args:
+            state: "training", "trained" (``total_steps`` reached) or "stopped" (saved at a signal).
+            step: environment steps per member so far.
+            updates: updates per member so far.
+            seconds: wall-clock time of the run so far.
         """
         now = time.monotonic()
         if state == self._beat[0] and now - self._beat[1] < 2.0:
@@ -146,14 +161,14 @@ class Records:
             write_json(path, sign, durable=False)
 
     def sync(self) -> None:
-        """Put what was added safely on the disk: a checkpoint must not be newer than the records before it."""
+        """Make sure that what was added is on the disk. A checkpoint must not outlive the records before it."""
         with naming(self.path):
             os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.sync()
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close the files, and ``also`` with them."""
         self._file.close()
         for sink in self._sinks:
             sink.close()
@@ -170,7 +185,7 @@ def _tab(column: str) -> str:
 
 
 def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows up to ``step``, as they are written; a row that does not begin with a step ends them."""
+    """The rows up to ``step`` as text. The first row that does not begin with a step ends them."""
     columns, *lines = _split(_whole_lines(path)) or [[]]
     rows = []
     for line in lines:
@@ -185,9 +200,15 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv as numbers, in their order; an empty field is NaN.
+    """The rows of a metrics.csv as numbers, in the order of the file.
 
     A last line that a kill tore, and lines that are not numbers, are left out.
+
+    Returns:
+        One dict per row, column -> value; an empty field is NaN.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     columns, *lines = _split(_whole_lines(path)) or [[]]
     rows = (_numbers(line, len(columns)) for line in lines)
@@ -215,21 +236,17 @@ def _numbers(fields: list[str], columns: int) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """One column of metrics.csv over the records that have it.
+    """One column of metrics.csv over the records that have it."""
 
-    x [N], members [N, P] (NaN: no value), mean and 95% interval over members [N]. The interval is NaN where fewer than
-    two members have a value.
-    """
-
-    x: np.ndarray
-    members: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    x: np.ndarray  # [N] the records' steps
+    members: np.ndarray  # [N, P], NaN where a member has no value
+    mean: np.ndarray  # [N], over members
+    low: np.ndarray  # [N], lower end of the mean's 95% interval; NaN where fewer than two members have a value
+    high: np.ndarray  # [N], upper end likewise
 
     @classmethod
     def of(cls, x: np.ndarray, members: np.ndarray) -> Curve:
-        """From values with gaps; records without any value are left out."""
+        """The curve of ``x`` ``[N]`` and ``members`` ``[N, P]``, NaN for gaps, without records that have no value."""
         kept = np.isfinite(members).any(axis=1)
         x, members = x[kept], members[kept]
         n = np.isfinite(members).sum(axis=1)
@@ -243,13 +260,17 @@ class Curve:
 
 
 class Metrics:
-    """The numbers of one metrics.csv, read as it grows: only what was appended is read again.
+    """The numbers of one metrics.csv, read as it grows: each reading takes only what was appended.
 
-    A last line without its end waits until the rest is there. A file that became another one (a resumed run drops what
-    it will repeat) is read anew.
+    A last line without its end waits until the rest is there. A file that became another one is read anew; this happens
+    when a resumed run drops what it will repeat.
 
-    Attributes: ``columns`` but for step and member, ``steps`` [N] in the order of the file, ``values`` [C, N, P] (NaN
-    where unknown), ``unreadable`` (how many lines were left out because they are not numbers of this file).
+    Args:
+        path: the file.
+
+    Attributes:
+        columns: the names of the columns without step and member.
+        unreadable: how many lines were left out because they do not hold numbers for each column.
     """
 
     def __init__(self, path: Path) -> None:
@@ -268,19 +289,21 @@ class Metrics:
 
     @property
     def steps(self) -> np.ndarray:
+        """The records' steps, ``[N]`` float64, in the order of the file."""
         return self._steps[: len(self._row)]
 
     @property
     def values(self) -> np.ndarray:
+        """The numbers, ``[C, N, P]`` float64, NaN where unknown."""
         return self._values[:, : len(self._row)]
 
     @property
     def version(self) -> str:
-        """Changes whenever the content does."""
+        """A text that changes whenever the content does."""
         return f"{self.generation}.{self._offset}"
 
     def refresh(self) -> None:
-        """`read`, where a file that cannot be read counts as an empty one."""
+        """Call `read`, and take a file that cannot be read for an empty one."""
         try:
             self.read()
         except OSError:
@@ -288,7 +311,11 @@ class Metrics:
                 self._forget()
 
     def read(self) -> None:
-        """Take in what was appended since the last call. Raises OSError for what is no file or cannot be read."""
+        """Take in what was appended since the last call.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+        """
         with open_regular(self.path) as file:
             file.seek(self._offset - len(self._tail))
             if file.read(len(self._tail)) != self._tail:
@@ -317,7 +344,10 @@ class Metrics:
             self._place(texts, np.array([values for _, values in found if values is not None]))
 
     def _place(self, texts: list[list[str]], rows: np.ndarray) -> None:
-        """rows [R, fields] into the table; members count up from 0, so that no damaged line asks for a million."""
+        """Put rows ``[R, fields]`` into the table.
+
+        Members have to count up from 0, so that no damaged line can ask for a million of them.
+        """
         step, member = (rows[:, self._fields.index(name)].tolist() for name in ("step", "member"))
         good, at, members = [], [], self._values.shape[2]
         for i, (s, m) in enumerate(zip(step, member, strict=True)):
@@ -345,14 +375,18 @@ class Metrics:
         self._steps, self._values = steps, values
 
     def last_record(self) -> list[dict[str, str]]:
-        """The newest record that has a row for every member, as it is written; none where there is no such record."""
+        """The newest record that has a row for every member.
+
+        Returns:
+            One dict per member, column -> text; empty where there is no such record.
+        """
         for rows in reversed(self._newest.values()):
             if len(rows) == self._values.shape[2]:
                 return [dict(zip(self._fields, rows[p], strict=True)) for p in range(len(rows))]
         return []
 
     def last(self, column: str) -> float | None:
-        """The newest value, mean over members; None when there is none."""
+        """A column's newest value, as the mean over members; None where there is no value."""
         if column not in self.columns or not len(self._row):
             return None
         values = self.values[self.columns.index(column)]
@@ -360,11 +394,18 @@ class Metrics:
         return None if not known.size else float(np.nanmean(values[known[-1]]))
 
     def curve(self, column: str, points: int) -> dict[str, Any] | None:
-        """At most ``points`` points of a column: x, members (a list per member), mean, low, high; None for no data.
+        """A column thinned to at most ``points`` points, as plain values.
 
-        Records are taken together by 2^i at a time, as few as that needs, so that points that are full stay as they
-        are; x and a member's value are the means over those records. mean and the 95% interval (Student's t) are over
-        members.
+        Each point takes 2^i records together, with the smallest i that suffices. So a point that is full stays as it
+        is when the file grows. ``x`` and a member's value are means over those records.
+
+        Args:
+            column: its name.
+            points: the most points.
+
+        Returns:
+            ``together`` (records per point), ``x``, ``members`` (a list per member), ``mean``, ``low`` and ``high``
+            (the 95% interval by Student's t over members); None where the column has no values.
         """
         if column not in self.columns:
             return None
@@ -389,7 +430,10 @@ class Metrics:
 
 
 def _means(values: np.ndarray, together: int) -> np.ndarray:
-    """Means over finite values of each ``together`` rows: [N, P] -> [ceil(N / together), P], NaN where none is."""
+    """Means over the finite values of each ``together`` rows, NaN where there are none.
+
+    ``[N, P]`` becomes ``[ceil(N / together), P]``.
+    """
     if together == 1:
         return values
     padded = np.full((-(-len(values) // together) * together, values.shape[1]), np.nan)
@@ -400,5 +444,5 @@ def _means(values: np.ndarray, together: int) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    """For JSON: NaN as None, seven digits."""
+    """The values for JSON: in seven digits, with None for NaN."""
     return [float(f"{v:.7g}") if np.isfinite(v) else None for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""Reading a run back from its folder: its settings, its last whole checkpoint, its agent."""
+"""Reads a run back from its folder: its settings, its last whole checkpoint, its agent."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ CHANGEABLE_ON_RESUME = frozenset(
 class StoppedRun:
     """A run to continue."""
 
-    folder: Path
-    config: Config
+    folder: Path  # the run folder
+    config: Config  # the run's settings, with what the user changes
     source: Path  # the file that the settings and the tree were read from
     tree: dict[str, Any] | None  # what `Trainer.state_dict` returned; None where the run has to begin anew
 
@@ -47,8 +47,11 @@ def stopped_run(run: str | Path, overrides: Mapping[str, Any], say: Callable[[st
 
     Args:
         run: the run folder, or a checkpoint file in its folder 'checkpoints'.
-        overrides: settings that are to differ, of those in ``CHANGEABLE_ON_RESUME``.
-        say: receives a line for each damaged checkpoint, and for a run without any.
+        overrides: settings that are to differ, name -> value; all must be in ``CHANGEABLE_ON_RESUME``.
+        say: receives a line for each damaged checkpoint, and one for a run without any checkpoint.
+
+    Returns:
+        What is needed to continue the run.
 
     Raises:
         CheckpointError: there is no run, or no checkpoint of it is whole.
@@ -58,7 +61,7 @@ def stopped_run(run: str | Path, overrides: Mapping[str, Any], say: Callable[[st
     fixed = sorted(set(overrides) - CHANGEABLE_ON_RESUME)
     if fixed:
         allowed = ", ".join(sorted(CHANGEABLE_ON_RESUME))
-        raise ValueError(f"{fixed[0]} cannot change when a run is resumed; these can: {allowed}")
+        raise ValueError(f"{fixed[0]} is given, but cannot change when a run is resumed; expected some of {allowed}")
     if run.is_file():
         tree, folder = read_run(run), run.parent.parent
         if run.parent.name != "checkpoints":
@@ -80,29 +83,33 @@ def _stopped(path: Path, tree: dict[str, Any], folder: Path, overrides: Mapping[
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a training run. Raises CheckpointError for anything else."""
+    """Read a checkpoint of a training run.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no checkpoint of a training run.
+    """
     return _of_run(checkpoint.read_file(path), path)
 
 
 def _of_run(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if tree.get("kind") != "townlet-run":
-        only = " (only its agent)" if tree.get("kind") == "townlet-agent" else ""
-        raise CheckpointError(f"{path} is not the checkpoint of a training run{only}")
+        what = "only an agent" if tree.get("kind") == "townlet-agent" else "something else"
+        raise CheckpointError(f"{path} holds {what}; expected the checkpoint of a training run")
     return tree
 
 
 def read_agent(path: str | Path) -> dict[str, Any]:
-    """Read what makes an agent from a checkpoint or an agent.ckpt.
+    """Read what makes up an agent from a checkpoint or an agent.ckpt.
 
     Returns:
-        ``config``, ``env_steps``, ``hyper`` and ``weights`` (those that evaluation plays with), by name.
+        ``config``, ``env_steps``, ``hyper`` and ``weights`` (the ones that evaluation plays with), by name.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no agent.
     """
     tree = checkpoint.read_file(path)
     if tree.get("kind") not in ("townlet-run", "townlet-agent"):
-        raise CheckpointError(f"{path} holds no agent")
+        raise CheckpointError(f"{path} holds no agent; expected a checkpoint of a run, or an agent.ckpt")
     _settings(tree, path)
     try:
         if tree["kind"] == "townlet-run":
@@ -116,5 +123,5 @@ def read_agent(path: str | Path) -> dict[str, Any]:
 def _settings(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
     settings = tree.get("config")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} holds no settings")
+        raise CheckpointError(f"{path} holds no settings; expected them as its 'config'")
     return settings

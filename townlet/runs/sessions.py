@@ -28,7 +28,7 @@ def note_session(folder: Path, step: int) -> None:
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """What `note_session` wrote, oldest first; none where the file is missing or cannot be understood."""
+    """The sessions that `note_session` wrote, oldest first; none where the file is missing or cannot be understood."""
     try:
         return list(json.loads((folder / FILE).read_text(encoding="utf-8"))["sessions"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -36,7 +36,10 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """The commit that this package was checked out at, with + where it was changed since; "unknown" when installed."""
+    """The commit of the repository that this package lies in, with a + where the package was changed since.
+
+    "unknown" where the package is installed, and lies in no repository of its own.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -44,7 +47,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository around us is somebody else's
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails where the repository around us is another one
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -1,7 +1,7 @@
-"""Weights & Biases, where a run asks for it (``wandb: PROJECT``): the same numbers as TensorBoard's events.
+"""Sends a run's numbers to Weights & Biases where the run asks for it (``wandb: PROJECT``).
 
-The package and its variables (WANDB_MODE=offline, WANDB_ENTITY, ...) decide where the numbers go. A failure there is
-reported once; the run goes on and only these numbers are lost.
+They are the numbers that TensorBoard's events hold. The package and its variables (WANDB_MODE=offline, WANDB_ENTITY,
+...) decide where they go. A failure is reported once; the run goes on, and only these numbers are lost.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ FILE = "wandb.json"
 
 
 def require_wandb() -> None:
-    """Raise ValueError where the package is missing."""
+    """Refuse to go on without the package.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError("wandb: the package is not installed; pip install wandb, or leave the setting out")
+        raise ValueError(
+            "wandb is set, but its package is not installed; expected it (pip install wandb), or no such setting"
+        )
 
 
 class WandbLog:
-    """A run on Weights & Biases; a resumed run goes on with the one whose id is in wandb.json of its folder.
+    """A run on Weights & Biases. A resumed run continues the one whose id is in wandb.json of its folder.
 
     Args:
-        folder: of the run; what the package writes goes into its folder wandb/.
-        project: there.
-        config: the settings to show.
+        folder: the run folder; what the package writes goes into its folder wandb/.
+        project: the project on Weights & Biases.
+        config: the settings to show there.
         say: receives the first failure, after which nothing more is sent.
     """
 
@@ -52,12 +58,12 @@ class WandbLog:
         write_json(folder / FILE, mine)
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Send numbers by tag. The service ignores what a resumed run sends again for steps that it already has."""
+        """Send ``scalars``, tag -> value. A resumed run repeats some steps, which the service ignores."""
         if self._run is not None:
             self._try(lambda: self._run.log(dict(scalars), step=step))
 
     def close(self) -> None:
-        """End the run there; waits for what is on its way."""
+        """End the run on the service, and wait for what is on its way."""
         if self._run is not None:
             self._try(lambda: self._run.finish())
             self._run = None
@@ -65,7 +71,7 @@ class WandbLog:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a service or its package comes up with
+        except Exception as error:  # a service and its package may raise anything
             self._run = None
             self._say(f"wandb: {error or type(error).__name__}; the run goes on without it")
 

@@ -1,1 +1,1 @@
-"""What a run may be told: the settings, their ranges, presets, and the files that they are read from."""
+"""The settings of a run: their ranges, their presets, and the files that they are read from."""

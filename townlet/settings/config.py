@@ -1,8 +1,8 @@
-"""Every setting of a training run: one flat, frozen dataclass.
+"""Every setting of a training run, in one flat, frozen dataclass.
 
-Each field carries its meaning, its unit and its range beside its default; ``townlet train --help`` and
-``help(townlet.Config)`` show them. Values come from four places, later ones winning: the defaults below, a preset
-(presets.py), a YAML file, command line flags. Everything is checked once, here, when the object is made.
+Each field carries its meaning, its unit and its range beside its default. ``townlet train --help`` and
+``help(townlet.Config)`` show them. Values come from four places, of which a later one wins: the defaults below, a
+preset (presets.py), a YAML file, and command line flags. Everything is checked once, here, when the object is made.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from typing import Any, cast
 
 import yaml
 
-from ..envs.convolutions import parse_convolutions
-from ..envs.ids import TOWN_ID
+from ..support.convolutions import parse_convolutions
 from ..support.files import replacing
+from ..support.ids import TOWN_ID
 from . import plain_yaml
 from .plain_yaml import shown
 from .presets import with_preset
 from .spreads import Spread
 from .values import Range, converted, in_range, kind_of, parse_stage, scalar
 
-# What a world is when `env_args` does not say otherwise. Keys given in `env_args` win one by one.
+# The arguments of a world. Each key in `env_args` wins over the one here.
 WORLD_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"knots": 8}}
-# What training changes in it, unless the key is in `env_args`.
+# What training changes in them, unless the key is in `env_args`.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "wellbeing", "random_start": True}}
-# Stages of the default training; keys in `env_args` are left out of them. In a small Town an agent comes upon bed, meal
-# and job often enough to learn what they are for and to go back to them:
-# see docs/results/town-learning.md.
+# The stages of the default training, without the keys that are in `env_args`. In a small Town an agent comes upon bed,
+# meal and job often enough to learn what they are for and to go back to them: see docs/results/town-learning.md.
 CURRICULUM_DEFAULTS: dict[str, tuple[str, ...]] = {
     TOWN_ID: ("0 size=5", "1500000 size=6", "3500000 size=7"),
 }
-# What evaluation changes in it, whatever `env_args` says: it measures survival, from full meters.
+# What evaluation changes in them, even where the key is in `env_args`: it measures survival, from full meters.
 EVALUATION_DEFAULTS: dict[str, dict[str, Any]] = {TOWN_ID: {"reward": "survival", "random_start": False}}
 
-# Headings of --help and config.yaml, each above the setting that follows.
+# The headings of --help and config.yaml. Each stands above the setting that is its key.
 GROUPS = {
     "env": "world",
     "members": "population",
@@ -55,9 +54,12 @@ GROUPS = {
 
 
 def _about(meaning: str, *, per_member: bool = False, **ends: Any) -> dict[str, Any]:
-    """What a field knows of its setting: the meaning, and the range (from the arguments of `Range`).
+    """The metadata of a field: the meaning of the setting, and its range.
 
-    A setting that is ``per_member`` is one value, or a tuple with one for each member.
+    Args:
+        meaning: what the setting does, for --help and config.yaml.
+        per_member: whether the setting may be a tuple with one value for each member.
+        ends: the arguments of `Range`.
     """
     return {"meaning": meaning, "range": Range(**ends), "per_member": per_member}
 
@@ -68,10 +70,11 @@ def _setting(default: Any, meaning: str, **facts: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of one run. Steps are environment steps **per member** unless said otherwise.
+    """The settings of one run. Steps are environment steps **per member** unless a setting says otherwise.
 
     Raises:
-        ValueError: a value has the wrong type or lies outside its range; field, value and expectation are named.
+        ValueError: a value has the wrong type, lies outside its range or does not fit the others. The message names
+            the setting, the value and what was expected.
     """
 
     env: str = _setting(TOWN_ID, "Gymnasium id of the world")
@@ -277,7 +280,7 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, converted(f, getattr(self, f.name)))
-        in_range(self.__dataclass_fields__["members"], self.members)  # before a spread makes one value for each
+        in_range(self.__dataclass_fields__["members"], self.members)  # a spread makes this many values
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Spread):
                 object.__setattr__(self, f.name, value.values(f.name, self.members, self.seed))
@@ -288,7 +291,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> Config:
-        """Defaults, the preset that key ``preset`` names (`fast` without one), then ``values``.
+        """The defaults, with a preset over them, and ``values`` over both.
+
+        Args:
+            values: settings by name. The key ``preset`` names the preset; without it that is ``fast``.
+            source: where the values come from, for errors.
+
+        Returns:
+            The settings.
 
         Raises:
             ValueError: a key is not a setting, or a value is wrong.
@@ -298,20 +308,46 @@ class Config:
 
     @classmethod
     def from_preset(cls, name: str, **values: Any) -> Config:
-        """A preset (``drqn``, ``r2d2``, ``fast``; docs/guides/presets.md) with ``values`` laid over it."""
+        """A preset with ``values`` over it.
+
+        Args:
+            name: ``drqn``, ``r2d2`` or ``fast`` (docs/guides/presets.md).
+            values: settings by name.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: there is no such preset, a key is not a setting, or a value is wrong.
+        """
         return cls.from_dict({**values, "preset": name}, source="arguments")
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-        """``from_dict`` of the YAML mapping in ``path`` under ``overrides``; only the result has to be consistent."""
+        """The settings in a YAML file, with ``overrides`` over them. Only the result has to be consistent.
+
+        Args:
+            path: the file.
+            overrides: settings by name, which win over the file.
+
+        Returns:
+            What `from_dict` makes of both.
+
+        Raises:
+            ValueError: the file cannot be read, a key is not a setting, or a value is wrong.
+        """
         return cls.from_dict({**read_yaml(path), **(overrides or {})}, source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (lists instead of tuples), as YAML and checkpoints hold them."""
+        """The settings as plain values, with lists instead of tuples, as YAML and checkpoints hold them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def to_yaml(self, path: str | Path) -> None:
-        """Write all settings, each under its group's heading and below its meaning."""
+        """Write all settings to a file, each under its group's heading and below its meaning.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         lines = []
         values = self.to_dict()
         for f in fields(self):
@@ -326,22 +362,26 @@ class Config:
 
     @property
     def is_town(self) -> bool:
+        """Whether the world is the Town."""
         return self.env == TOWN_ID
 
     @property
     def training_args(self) -> dict[str, Any]:
-        """Arguments of the training worlds, before any stage of the curriculum."""
+        """The arguments of the training worlds, before any stage of the curriculum changes them."""
         return {**WORLD_DEFAULTS.get(self.env, {}), **TRAINING_DEFAULTS.get(self.env, {}), **self.env_args}
 
     @property
     def evaluation_args(self) -> dict[str, Any]:
-        """Arguments of the evaluation worlds: the world itself, what evaluation changes, what the user changes."""
+        """The arguments of the evaluation worlds. ``eval_env_args`` win over what evaluation changes by itself."""
         world = {**WORLD_DEFAULTS.get(self.env, {}), **self.env_args}
         return {**world, **EVALUATION_DEFAULTS.get(self.env, {}), **self.eval_env_args}
 
     @property
     def stages(self) -> list[tuple[int, dict[str, Any]]]:
-        """(first step, arguments of the training worlds) of every stage, in order; the first begins at step 0."""
+        """The stages of training in order: the first step of each, and its arguments of the training worlds.
+
+        The first stage begins at step 0.
+        """
         given = self.curriculum
         texts = CURRICULUM_DEFAULTS.get(self.env, ()) if given is None else () if given == ("off",) else given
         stages = [parse_stage(text) for text in texts]
@@ -353,11 +393,15 @@ class Config:
 
     @property
     def trained_per_update(self) -> int:
-        """Transitions per member that one update trains on."""
+        """The transitions per member that one update trains on."""
         return self.batch_size * (self.seq_len - self.burn_in)
 
     def per_member(self, name: str) -> list[float]:
-        """Setting ``name`` as a list of ``members`` floats."""
+        """The values of a setting, one for each of P members.
+
+        Args:
+            name: a setting in ``PER_MEMBER``.
+        """
         value = getattr(self, name)
         return list(value) if isinstance(value, tuple) else [value] * self.members
 
@@ -367,7 +411,7 @@ PER_MEMBER = tuple(f.name for f in fields(Config) if f.metadata["per_member"])
 
 
 class _Meanings:
-    """The docstring of `Config`: its own text and below it every setting, put together when somebody asks for it."""
+    """The docstring of `Config`: its own text, and every setting below it. It is put together when it is first read."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -378,9 +422,9 @@ class _Meanings:
 
 
 def _described(f: Field[Any]) -> str:
-    """A setting as an entry of a docstring's ``Args``."""
+    """A setting, as an entry of a docstring's ``Args``."""
     default, allowed = shown({} if f.default is MISSING else f.default), f.metadata["range"]
-    words = "" if allowed.choices else allowed.words  # a meaning names the choices itself
+    words = "" if allowed.choices else allowed.words  # the meaning already names the choices
     facts = f"{words[:1].upper()}{words[1:]}; default {default}" if words else f"Default {default}"
     text = f"{f.name} ({f.type}): {f.metadata['meaning']}. {facts}."
     return textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
@@ -390,10 +434,11 @@ Config.__doc__ = cast("str", _Meanings(Config.__doc__ or ""))
 
 
 def validate(c: Config) -> None:
-    """Holds settings, each of which lies in its own range, against each other.
+    """Check settings against each other. Each of them lies in its own range already.
 
     Raises:
-        ValueError: for the first setting that does not fit; setting, value and expectation are named.
+        ValueError: a setting does not fit the others. The message names the first such setting, its value and what was
+            expected.
     """
 
     def require(ok: bool, name: str, wanted: str) -> None:
@@ -437,10 +482,14 @@ def validate(c: Config) -> None:
 
 
 def reject_unknown(values: Mapping[str, Any], source: str) -> None:
-    """Refuses keys that are no settings.
+    """Refuse keys that are no settings.
+
+    Args:
+        values: settings by name.
+        source: where they come from, for the error.
 
     Raises:
-        ValueError: for the first of them, with the nearest real name.
+        ValueError: a key is no setting. The message gives the setting whose name is nearest.
     """
     names = ["preset", *(f.name for f in fields(Config))]
     for key in values:
@@ -469,7 +518,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _number(text: str) -> Any:
-    """YAML 1.1 reads 1e-3 (no point) as a string; whoever writes it means the number. Text that is none stays text."""
+    """A string as the number that it spells, else as it is. YAML 1.1 reads 1e-3, without a point, as a string."""
     try:
         return scalar(text)
     except ValueError:

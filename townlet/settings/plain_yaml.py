@@ -1,6 +1,6 @@
-"""YAML as settings need it: plain values, every key once, no aliases; whatever else comes is a ValueError.
+"""YAML as settings need it: plain values, every key once and no aliases. Anything else is a ValueError.
 
-Aliases are refused because a few lines of them stand for more values than fit into memory.
+Aliases are refused, since a few lines of them can stand for more values than fit into memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 
 
 
 def shown(value: Any) -> str:
-    """``repr`` for a message: of any value, in a line."""
+    """The ``repr`` of any value, shortened for a line of a message."""
     try:
         return _short.repr(value)
     except ValueError:  # a number with more digits than Python prints
@@ -26,6 +26,8 @@ def shown(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
+    """A loader that refuses aliases, and keys that are given twice."""
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"aliases are not supported, found *{self.peek_event().anchor}")
@@ -45,7 +47,7 @@ def load(text: str) -> Any:
     """The value that a YAML text stands for.
 
     Raises:
-        ValueError: the text stands for none, whatever it is.
+        ValueError: the text is not YAML, or not of the kind that settings need.
     """
     try:
         return yaml.load(text, _Loader)
@@ -59,7 +61,7 @@ def load(text: str) -> Any:
         TypeError,
         AttributeError,
         KeyError,
-    ) as error:  # no such date
+    ) as error:  # a date that does not exist, for one
         raise ValueError(f"it holds an invalid value ({str(error)[:200]})") from None
 
 

@@ -1,7 +1,7 @@
-"""Named sets of settings, each number with where it comes from; they lie between the defaults and what the user gives.
+"""Presets: named sets of settings, with the source of each number.
 
-What a preset does not name keeps its default. ``docs/guides/presets.md`` shows the same tables; a test holds them
-together.
+A preset wins over the defaults, and what the user gives wins over the preset. What a preset does not name keeps its
+default. ``docs/guides/presets.md`` shows the same tables, and a test compares them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..envs.ids import TOWN_ID
+from ..support.ids import TOWN_ID
 
 
 class Choice(NamedTuple):
@@ -52,7 +52,7 @@ DRQN = {
     "epsilon_end": Choice(0.1, f"{_DQN}"),
     "epsilon_ladder": Choice(0.0, f"{_DQN}: one exploration rate"),
 }
-"""Deep recurrent Q-learning as published: uniform replay of short sequences from a zero state."""
+"""Deep recurrent Q-learning as published, with uniform replay of short sequences from a zero state."""
 
 R2D2 = {
     "last_action": Choice(True, f"{_R2D2}, Section 2.3: the LSTM sees the last action"),
@@ -87,10 +87,10 @@ R2D2 = {
     "epsilon_decay_steps": Choice(0, f"{_APEX}, Section 4.1: no decay"),
     "epsilon_ladder": Choice(7.0, f"{_APEX}, Section 4.1: alpha of the ladder over environments"),
 }
-"""Recurrent replay distributed DQN, its sizes and intervals cut to runs of minutes on a CPU."""
+"""Recurrent replay distributed DQN, with sizes and intervals cut to runs of minutes on a CPU."""
 
 PRESETS: dict[str, dict[str, Choice]] = {"fast": {}, "drqn": DRQN, "r2d2": R2D2}
-"""By name. `fast` is what the defaults are: tuned here, for the Town (docs/results/town-learning.md)."""
+"""Name -> preset. `fast` is the defaults themselves, which are tuned for the Town (docs/results/town-learning.md)."""
 
 ELSEWHERE = {
     "total_steps": (500_000, "enough for the small worlds that people try first"),
@@ -113,14 +113,19 @@ ELSEWHERE = {
     "log_every": ("a fiftieth of total_steps", "fifty points on the curve"),
     "checkpoint_every": ("a fifth of total_steps", "a crash costs a fifth of the run"),
 }
-"""What every preset sets in worlds other than the Town, which the defaults are tuned for; each with its reason."""
+"""What every preset sets in worlds other than the Town, each with its reason. The defaults are tuned for the Town."""
 
 
 def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, Any]:
-    """The numbers of ELSEWHERE. ``window``: steps that one sequence in every environment takes."""
+    """The numbers of ELSEWHERE.
+
+    Args:
+        given: the settings that the user gives.
+        window: the steps that one sequence in every environment takes.
+    """
     total = given.get("total_steps")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not 1 <= total < 2**63:
-        total = 500_000  # where it was given, Config says what is wrong with it
+        total = 500_000  # Config says what is wrong with a value that was given
     total = int(total)
     computed = {
         "total_steps": total,
@@ -136,11 +141,14 @@ def _elsewhere(given: Mapping[str, Any], window: int) -> dict[str, Any]:
 
 
 def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` laid over the preset that its key ``preset`` names (`fast` without one); that key is taken out.
+    """The settings that the user gives, over a preset.
 
     Args:
-        given: settings by name.
-        defaults: the settings' own.
+        given: settings by name. The key ``preset`` names the preset; without it that is ``fast``.
+        defaults: the defaults of all settings, by name.
+
+    Returns:
+        Settings by name, without the key ``preset``.
 
     Raises:
         ValueError: there is no such preset.
@@ -157,7 +165,7 @@ def with_preset(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def table(name: str) -> str:
-    """A preset as Markdown.
+    """A preset as a table in Markdown.
 
     Raises:
         ValueError: there is no preset of that name.
@@ -166,7 +174,7 @@ def table(name: str) -> str:
 
 
 def table_elsewhere() -> str:
-    """ELSEWHERE as Markdown."""
+    """ELSEWHERE as a table in Markdown."""
     return _markdown((k, *v) for k, v in ELSEWHERE.items())
 
 

@@ -1,4 +1,4 @@
-"""Many members, one setting: a range such as ``log:1e-4:1e-3`` becomes one value per member."""
+"""Spreads of a setting over the members: a range such as ``log:1e-4:1e-3`` becomes one value per member."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FORMS = "log:A:B or lin:A:B (spaced from A to B over the members), loguniform:A:
 
 @dataclass(frozen=True)
 class Spread:
-    """A range and how the members lie in it: spaced evenly (lin, log) or drawn (uniform, loguniform)."""
+    """A range, and how the members lie in it."""
 
-    kind: str
-    low: float
-    high: float
+    kind: str  # lin and log space the members evenly; uniform and loguniform draw them
+    low: float  # A, one end of the range
+    high: float  # B, the other end, which may be below A
 
     @classmethod
     def parse(cls, text: str) -> Spread:
@@ -35,15 +35,18 @@ class Spread:
         return cls(kind, low, high)
 
     def values(self, name: str, members: int, seed: int) -> tuple[float, ...]:
-        """One value per member. A drawn one depends on the setting's name and the member's own seed alone.
+        """One value per member. A drawn value depends only on the setting's name and the member's own seed.
 
         Args:
-            name: of the setting.
-            members: how many there are.
-            seed: of member 0; member p draws from seed + p.
+            name: the name of the setting.
+            members: P, how many there are.
+            seed: the seed of member 0; member p draws from seed + p.
+
+        Returns:
+            P values.
 
         Raises:
-            ValueError: one member cannot be spaced from A to B.
+            ValueError: the members are to be spaced, but there is only one.
         """
         if self.kind in ("lin", "log"):
             if members == 1:
@@ -56,10 +59,15 @@ class Spread:
             values = np.exp((1 - share) * math.log(self.low) + share * math.log(self.high))
         else:
             values = (1 - share) * self.low + share * self.high
-        return tuple(float(f"{v:.6g}") for v in values)  # the ends exactly, and numbers that a person can read
+        return tuple(float(f"{v:.6g}") for v in values)  # hits the ends exactly, and a person can read the numbers
 
 
 def named(member: int, hyper: Mapping[str, Sequence[float] | np.ndarray]) -> str:
-    """ "member 3" and its values of those settings (name -> [P]) in which members differ."""
+    """A member's name for messages: "member 3", and its values of the settings in which members differ.
+
+    Args:
+        member: its number, from 0.
+        hyper: settings, name -> ``[P]`` values.
+    """
     own = [f"{name}={values[member]:.4g}" for name, values in hyper.items() if len(set(values)) > 1]
     return " ".join([f"member {member}", *own])

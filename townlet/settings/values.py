@@ -1,4 +1,4 @@
-"""What a single setting may be: how a value of each type is read, and the range that it has to lie in."""
+"""What a single setting may be: how a value of each type is read, and in which range it has to lie."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ints(v: Any) -> tuple[int, ...]:
 
 
 def _strs(v: Any) -> tuple[str, ...]:
-    if v is False:  # what YAML 1.1 makes of "off"
+    if v is False:  # YAML 1.1 reads "off" as False
         v = "off"
     if not isinstance(v, (str, list, tuple)):
         raise TypeError
@@ -67,7 +67,7 @@ def _args(v: Any) -> dict[str, Any]:
 
 
 def _plain(v: Any) -> Any:
-    """What YAML and checkpoints hold: None, numbers, strings, lists and string-keyed mappings of them."""
+    """A value as YAML and checkpoints hold it: None, numbers, strings, and lists and string-keyed mappings of them."""
     if isinstance(v, (np.ndarray, np.generic)):
         v = v.tolist()
     if isinstance(v, Mapping):
@@ -79,7 +79,7 @@ def _plain(v: Any) -> Any:
     raise TypeError
 
 
-# By annotation: what converts a value, what the error says was expected, how --help shows it.
+# Annotation -> what converts a value, what the error says was expected, and how --help shows it.
 KINDS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "int": (_int, "an integer", "N"),
     "float": (_float, "a finite number", "X"),
@@ -102,7 +102,7 @@ def converted(f: Field[Any], value: Any) -> Any:
     """``value`` as the field's type.
 
     Raises:
-        ValueError: it is of another type; field, value and expectation are named.
+        ValueError: the value is of another type. The message names the field, the value and what was expected.
     """
     kind, optional = kind_of(f)
     convert, wanted, _ = KINDS[kind]
@@ -115,10 +115,10 @@ def converted(f: Field[Any], value: Any) -> Any:
 
 
 def scalar(text: str) -> Any:
-    """A flag's text as YAML reads it, so that 1e-3, 10_000, none, true and names all mean what they say.
+    """The value of a flag's text, which is read as YAML is: 1e-3 and 10_000 are numbers, none is None, true is True.
 
     Raises:
-        ValueError: YAML cannot read it.
+        ValueError: YAML cannot read the text.
     """
     if text.lower() == "none":
         return None
@@ -134,10 +134,16 @@ def scalar(text: str) -> Any:
 
 
 def parse_stage(text: str) -> tuple[int, dict[str, Any]]:
-    """'STEP key=value ...' as the step and the arguments.
+    """Read a stage of the curriculum.
+
+    Args:
+        text: 'STEP key=value ...', in which a colon counts as a space.
+
+    Returns:
+        The first step of the stage, and the arguments that it changes.
 
     Raises:
-        ValueError: the text has another form; it is named.
+        ValueError: the text has another form; the message quotes it.
     """
     try:
         first, *pairs = text.replace(":", " ").split() or [""]
@@ -168,16 +174,16 @@ def parse_stage(text: str) -> tuple[int, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers, or the words, that a setting may be. ``None``, where a setting may be it, is in every range."""
+    """The numbers, or the words, that a setting may be. None lies in every range."""
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] = ()
+    least: float | None = None  # the smallest number allowed
+    most: float | None = None  # the largest number allowed
+    above: float | None = None  # a bound that numbers have to exceed
+    below: float | None = None  # a bound that numbers have to stay under
+    choices: tuple[str, ...] = ()  # the words allowed
 
     def holds(self, value: Any) -> bool:
-        """Whether a value of the setting's type lies in the range; of a list, every entry."""
+        """Whether a value of the setting's type lies in the range, with every entry where it is a tuple."""
         if value is None:
             return True
         if isinstance(value, tuple):
@@ -193,7 +199,7 @@ class Range:
 
     @property
     def words(self) -> str:
-        """The range in words: "at least 1", "huber or mse"; "" where everything lies in it."""
+        """The range in words, such as "at least 1" or "huber or mse"; "" where it has no bounds."""
         if self.choices:
             return " or ".join(filter(None, (", ".join(self.choices[:-1]), self.choices[-1])))
         if (self.least, self.most) == (0, 1):
@@ -202,11 +208,11 @@ class Range:
         return " and ".join(f"{words} {end:,}" for words, end in ends.items() if end is not None)
 
 
-def in_range(f: Field[Any], value: Any) -> Any:
-    """``value``, which has the field's type.
+def in_range(f: Field[Any], value: Any) -> None:
+    """Refuse a value outside the field's range. The value has the field's type already.
 
     Raises:
-        ValueError: it lies outside the field's range; field, value and range are named.
+        ValueError: the value lies outside the field's range. The message names the field, the value and the range.
     """
     allowed: Range = f.metadata["range"]
     if not allowed.holds(value):
@@ -215,4 +221,3 @@ def in_range(f: Field[Any], value: Any) -> Any:
         raise ValueError(
             f"{f.name} is {shown(value)}; expected {sizes}{allowed.words}{', or none' if optional else ''}"
         )
-    return value

@@ -1,1 +1,1 @@
-"""The ground: files, signals, devices, intervals and text. Every other wing may use these."""
+"""The ground that every other wing may use: files, signals, devices, intervals, text and the ids of worlds."""

@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 def resolve(name: str) -> torch.device:
-    """The device that `name` means: "cpu", "cuda" or "cuda:N".
+    """The device that `name` means.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        The device, with its index where it is a GPU.
 
     Raises:
         ValueError: there is no such device.
@@ -32,7 +38,7 @@ def resolve(name: str) -> torch.device:
 
 
 def missing() -> str:
-    """Why no GPU can be used, in words; "" where one can."""
+    """The reason why no GPU can be used, in words; "" where one can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
@@ -41,14 +47,14 @@ def missing() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call the device in an error or a report."""
+    """The name of the device for an error or a report."""
     if device.type == "cpu":
         return "this machine"
     return f"{torch.cuda.get_device_name(device)} ({device})"
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has, used or not."""
+    """The bytes of memory that the device has, used or not."""
     if device.type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.cuda.get_device_properties(device).total_memory
@@ -57,7 +63,8 @@ def total_memory(device: torch.device) -> int:
 def upload(value: Tensor, device: torch.device) -> Tensor:
     """`value` on `device`. On the way to a GPU it passes through pinned memory, so that nobody waits for the copy.
 
-    An expanded tensor is written out first: pinned memory takes over the strides, and cannot be filled where one is 0.
+    An expanded tensor is written out first. Pinned memory takes over the strides, and it cannot be filled where a
+    stride is 0.
     """
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.contiguous().pin_memory()

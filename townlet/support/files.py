@@ -1,4 +1,7 @@
-"""Files of a run: whole or not there, on the disk when that is said, written by one process at a time."""
+"""Writing the files of a run.
+
+A file is whole or not there, it is on the disk where the caller asks for that, and one process at a time writes a run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _locked: set[int] = set()  # descriptors of the folders that this process holds
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Inside, an OSError that does not say which file it is about (a full disk, at a write) names ``path``."""
+    """A context in which every OSError names a file: one that names none (a full disk, at a write) names ``path``."""
     try:
         yield
     except OSError as error:
@@ -30,13 +33,13 @@ def naming(path: str | Path) -> Iterator[None]:
 def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[Any]:
     """A file open for writing that becomes ``path`` when it is whole.
 
-    A reader sees what was there before, or the new file, never half of one; when writing fails nothing is left behind.
-    After a kill a temporary file may stay, which the next writing of ``path`` replaces.
+    A reader sees what was there before, or the new file, but never half of one. When writing fails, nothing is left
+    behind. A kill may leave a temporary file, which the next writing of ``path`` replaces.
 
     Args:
-        path: what the file becomes.
+        path: the name that the file gets in the end.
         mode: "w" for text, "wb" for bytes.
-        durable: whether the file has to be on the disk by then, and not only with the operating system.
+        durable: whether the file has to be on the disk when the context ends, and not only with the operating system.
 
     Raises:
         OSError: the file cannot be written; it names ``path``.
@@ -61,26 +64,40 @@ def replacing(path: str | Path, mode: str = "w", *, durable: bool = True) -> Ite
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """The file, open for reading. Raises OSError for what is no regular file: reading from a pipe would never end."""
+    """A regular file, open for reading. Others are refused, since reading from a pipe would never end.
+
+    Raises:
+        OSError: ``path`` is no regular file, or it cannot be opened.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return open(path, "rb")
 
 
 def read_small(path: Path, largest: int) -> bytes:
-    """All of a regular file. Raises OSError, and ValueError where it has more than ``largest`` bytes."""
+    """All bytes of a regular file that is expected to be small.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file has more than ``largest`` bytes.
+    """
     with open_regular(path) as file:
         data = file.read(largest + 1)
     if len(data) > largest:
-        raise ValueError(f"{path} has more than {largest} bytes; expected a small file")
+        raise ValueError(f"{path} has more than {largest} bytes; expected at most {largest}")
     return data
 
 
 def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:
-    """Append all of ``data`` to an unbuffered file, or, where that fails, nothing.
+    """Append all of ``data`` to an unbuffered file, or nothing where that fails.
+
+    Args:
+        file: the file, open for writing at its end.
+        data: the bytes to append.
+        path: the file's name, for the error.
 
     Raises:
-        OSError: it failed; the error names ``path``.
+        OSError: writing failed; the error names ``path``.
     """
     with naming(path):
         before = file.tell()
@@ -95,8 +112,8 @@ def append_whole(file: RawIOBase, data: bytes, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have names that were made, moved or removed in ``folder`` survive a loss of power."""
-    with contextlib.suppress(OSError):  # not every file system can; the rename itself is already atomic
+    """Make sure that names that were made, moved or removed in ``folder`` survive a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems cannot do this; the rename itself is atomic anyway
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -106,17 +123,21 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Inside, no other process writes this run; the operating system ends the claim with the process, killed or not.
+    """A context in which no other process writes this run.
+
+    The operating system ends the claim with the process, whether the process ends by itself or is killed.
 
     Raises:
-        ValueError: another process writes it.
+        ValueError: another process writes the run.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another process is training in this folder; end it before resuming") from None
+            raise ValueError(
+                f"{folder} is taken: another process is training in this folder; expected it to end before resuming"
+            ) from None
         except OSError:
             pass  # a file system without locks
         _locked.add(descriptor)
@@ -127,7 +148,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _forked() -> None:
-    """A child (a world's worker process) may outlive a killed parent and must not keep its claim."""
+    """Drop the claims in a child. A world's worker process may outlive a killed parent and must not keep its claim."""
     while _locked:
         os.close(_locked.pop())
 

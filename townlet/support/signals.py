@@ -12,10 +12,14 @@ from typing import Any
 
 @contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Inside, SIGINT and SIGTERM fill the yielded list instead of killing; a second one raises KeyboardInterrupt."""
+    """A context in which SIGINT and SIGTERM do not kill: the first is put into the yielded list.
+
+    A second signal raises KeyboardInterrupt. Outside the main thread nothing changes, since only the main thread may
+    install handlers.
+    """
     caught: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may install handlers
+        yield caught
         return
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -33,7 +37,10 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
 
 @contextmanager
 def sigterm_unwinds() -> Iterator[None]:
-    """Inside, SIGTERM unwinds like an exception (exit code 143); ``Trainer.train`` has its own, saving answer."""
+    """A context in which SIGTERM unwinds like an exception, with exit code 143.
+
+    ``Trainer.train`` answers the signal in its own way, which saves the run first.
+    """
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)

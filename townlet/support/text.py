@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float) -> str:
-    """A number in 4 significant digits, with k, M and G for thousands; a dash for what is not finite."""
+    """A number in 4 significant digits: with k from 1e4, M from 1e6 and G from 1e9; a dash where it is not finite."""
     if not math.isfinite(value):
         return "-"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -16,7 +16,7 @@ def number(value: float) -> str:
 
 
 def interval(low: float | None, high: float | None, unknown: str = "-") -> str:
-    """The two ends of an interval; ``unknown`` where they are not known."""
+    """The two ends of an interval in words; ``unknown`` where an end is None or not finite."""
     if low is None or high is None or not math.isfinite(low + high):
         return unknown
     return f"{number(low)} to {number(high)}"

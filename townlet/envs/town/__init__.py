@@ -1,4 +1,4 @@
-"""The Town: its arguments, its environments, its rules."""
+"""The Town: its arguments, its environments and its rules."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The arguments of the Town, checked, and what follows from them: simulator, spaces, layout of the observation.
+"""Checks the arguments of the Town, and derives from them the simulator, the spaces and the observation's layout.
 
-The rules are in docs/guides/town.md, the simulator in csrc/town/.
+The rules are in docs/guides/town.md, and the simulator is in csrc/town/.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ from .rules import BUILDINGS, FULL_MONEY, METERS
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
+    """``value`` as an int; ValueError unless it is an integer in ``low``..``high``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}; expected an integer in {low}..{high}")
     return int(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """``value``; ValueError unless it is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool; ValueError unless it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} is {value!r}; expected True or False")
     return bool(value)
 
 
 def depletions(value: Any, num_envs: int) -> list[float]:
-    """A float, or one float per environment, as a list of num_envs floats."""
+    """One number, or one per environment, as a list of ``num_envs`` floats; ValueError for anything else."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -52,9 +55,19 @@ def depletions(value: Any, num_envs: int) -> list[float]:
 class ObservationLayout(NamedTuple):
     """Where things are in the flat observation vector.
 
-    `map_shape` is (planes, rows, columns): `obs[..., map].reshape(*batch, *map_shape)` is the picture. Its planes are
-    presence + off-grid, or the 14 kinds + off-grid, or (partial=False) the 14 kinds alone. The rest are slices too:
-    position (2), knots (2K), meters (8, in the order of `METERS`), underfoot (15), clock (2: sin, cos), progress (1).
+    ``obs[..., map].reshape(*batch, *map_shape)`` is the map. Its planes are presence and off-grid, or the 14 kinds and
+    off-grid, or the 14 kinds alone where ``partial`` is False.
+
+    Attributes:
+        map_shape: the planes, rows and columns of the map.
+        map: where the map is, a plane at a time.
+        position: where the 2 numbers of the position are.
+        knots: where the 2K weights of places are.
+        meters: where the 8 meters are, in the order of `METERS`.
+        underfoot: where the 15 one-hot numbers are for the building that the agent stands on; the last stands for none.
+        clock: where the sine and the cosine of the hour are.
+        progress: where the number is that says how far the interaction has come.
+        size: how many numbers the vector has.
     """
 
     map_shape: tuple[int, int, int]
@@ -87,15 +100,15 @@ class TownArgs:
         window: what the window shows of a cell: "presence" (whether it holds a building) or "kind" (which one). None
             stands for "presence" in the town and "kind" in the hamlet.
         radius: how many cells the window reaches in every direction; None stands for 2 in the town and 1 in the hamlet.
-        knots: K; the position is also observed as weights of K places along each axis, between which it is
-            interpolated (on a grid of K cells that is one-hot). 0 leaves it at the two numbers; 1 is refused.
-        reward: what every tick survived gives: "survival" gives 1, "wellbeing" the mean of energy, satiation and
-            health.
-        random_start: in which episodes energy, satiation and money are drawn at reset: a share of them in [0, 1], or
-            True for all.
+        knots: K. The position is also observed as the weights of K places along each axis, between which it is
+            interpolated; on a grid of K cells this is one-hot. 0 leaves only the two numbers; 1 is refused.
+        reward: what the agent gets for every tick that it survives: "survival" gives 1, "wellbeing" gives the mean of
+            energy, satiation and health.
+        random_start: the share of episodes, in [0, 1], in which energy, satiation and money are drawn at reset; True
+            stands for all.
 
     Raises:
-        ValueError: a value is wrong; the argument is named, with what came and what was expected.
+        ValueError: a value is wrong; the message names the argument, what came and what was expected.
     """
 
     level: str = "town"
@@ -160,7 +173,7 @@ class TownArgs:
 
     @property
     def observation(self) -> ObservationLayout:
-        """How the flat observation is put together."""
+        """The layout of the flat observation."""
         side = 2 * self.radius_used + 1 if self.partial else self.size
         planes = len(BUILDINGS) if not self.partial else 2 if self.window_used == "presence" else len(BUILDINGS) + 1
         edges = np.cumsum([0, planes * side * side, 2, 2 * self.knots, len(METERS), len(BUILDINGS) + 1, 2, 1]).tolist()
@@ -189,7 +202,7 @@ class TownArgs:
         )
 
     def observation_space(self) -> gymnasium.spaces.Box:
-        """Box of one environment's observation: everything in [0, 1] but the clock, in [-1, 1]."""
+        """The Box of one environment's observation. The clock lies in [-1, 1], everything else in [0, 1]."""
         low = np.zeros(self.observation.size, np.float32)
         low[self.observation.clock] = -1.0
         return gymnasium.spaces.Box(low, np.ones_like(low), dtype=np.float32)

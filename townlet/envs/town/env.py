@@ -1,6 +1,6 @@
 """The Town as Gymnasium environments: `TownVectorEnv` (many worlds, one C++ call per step) and `TownEnv` (one world).
 
-Both classes take the arguments of `TownArgs`; the rules are in docs/guides/town.md, the simulator in csrc/town/.
+Both classes take the arguments of `TownArgs`. The rules are in docs/guides/town.md, and the simulator is in csrc/town/.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ _STATE_VERSION = 1
 
 
 class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` Towns stepped by one C++ call that releases the GIL.
+    """N Towns that one C++ call steps, with the GIL released.
 
-    Observations are float32 [num_envs, obs_size] (`args.observation` tells the parts), actions are integers [num_envs]
-    in 0..5. `info["legal"]` bool [num_envs, 6] and `info["survival_time"]` int32 [num_envs] belong to the observation
-    returned. Autoreset is NEXT_STEP: the step after an episode's last one ignores the action given and returns the
-    first observation of the next episode, reward 0 and no flags.
+    Observations are ``[N, obs_size]`` float32, whose parts `args.observation` tells. Actions are integers ``[N]`` in
+    0..5. `info["legal"]` ``[N, 6]`` bool and `info["survival_time"]` ``[N]`` int32 belong to the observation returned.
+    Autoreset is NEXT_STEP: the step after an episode's last one ignores its action, and returns the first observation
+    of the next episode, reward 0 and no flags.
 
-    What environment i does is a function of its seed, its actions and the arguments, not of num_envs or of i.
+    What environment i does depends on its seed, its actions and the arguments, but not on N or on i.
 
     Args:
-        num_envs: how many.
-        render_mode: "ansi" or "rgb_array", what `render` returns; None for nothing.
-        copy: with True every step returns arrays that are the caller's to keep; with False every step writes into and
-            returns the same arrays.
+        num_envs: N, the number of Towns.
+        render_mode: what `render` returns: "ansi", "rgb_array", or None for nothing.
+        copy: with True every step returns arrays that the caller may keep; with False every step writes into the same
+            arrays and returns them.
         town_args: the arguments of `TownArgs`.
 
     Raises:
-        ValueError: an argument is wrong; it is named, with what was expected.
+        ValueError: an argument is wrong; the message names it and what was expected.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  as in the base class
@@ -59,13 +59,13 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._town = self.args.simulator(self.num_envs)
-        self._seeded = False
+        self.seeded = False  # whether the environments have their seeds
         self._started = False
-        self._last_actions = np.full(self.num_envs, -1, np.int64)  # for pictures only
+        self._last_actions = np.full(self.num_envs, -1, np.int64)  # only pictures need them
         self._buffers = self._new_buffers()
 
     def _new_buffers(self) -> tuple[np.ndarray, ...]:
-        """obs, reward, terminated, truncated, legal, survival_time."""
+        """New arrays for a step: obs, reward, terminated, truncated, legal, survival_time."""
         n = self.num_envs
         return (
             np.empty((n, self._town.obs_size), np.float32),
@@ -79,16 +79,19 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts a new episode everywhere; returns obs and info.
+        """Start a new episode in every environment.
 
         Args:
-            seed: an int s gives environment i the seed s + i; a sequence gives one seed each; None goes on to the next
-                episode of the seeds in use (the first time, to seeds from the operating system's entropy). Seeds lie
-                in 0..2^64-1.
-            options: {"reset_mask": bool [num_envs]} restarts only the environments where it is true.
+            seed: an int s gives environment i the seed s + i, and a sequence gives one seed to each. None goes on to
+                the next episode of the seeds in use; the first time, seeds come from the operating system's entropy.
+                Seeds lie in 0..2^64-1.
+            options: None, or a dict whose "reset_mask", ``[N]`` bool, is true where an environment is to restart.
+
+        Returns:
+            The observations ``[N, obs_size]`` float32, and info with "legal" and "survival_time".
 
         Raises:
-            ValueError: an argument is wrong.
+            ValueError: an argument is wrong; the message names it.
         """
         unknown = set(options or ()) - {"reset_mask"}
         if unknown:
@@ -110,11 +113,11 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
             keys = self._keys(seed)
             super().reset(seed=keys[0])
             self._town.seed(keys)
-            self._seeded = True
-        elif not self._seeded:
+            self.seeded = True
+        elif not self.seeded:
             draws = self.np_random.integers(0, 2**64 - 1, self.num_envs, dtype=np.uint64)
             self._town.seed([int(k) for k in draws])
-            self._seeded = True
+            self.seeded = True
         self._town.reset(np.ascontiguousarray(mask))
         self._started = True
         self._last_actions = np.where(mask, -1, self._last_actions)
@@ -134,7 +137,19 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return [integer(f"seed[{i}]", s, 0, top) for i, s in enumerate(seed)]
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One tick: obs, reward float64, terminated bool, truncated bool, info."""
+        """Take one tick in every environment.
+
+        Args:
+            actions: ``[N]`` integers in 0..5.
+
+        Returns:
+            obs ``[N, obs_size]`` float32, reward ``[N]`` float64, terminated and truncated ``[N]`` bool, and info with
+            "legal" ``[N, 6]`` bool and "survival_time" ``[N]`` int32.
+
+        Raises:
+            ValueError: the actions have another shape or type, or one lies outside 0..5.
+            gymnasium.error.ResetNeeded: `reset` was not called before.
+        """
         if not self._started:
             raise gymnasium.error.ResetNeeded("step was called before reset; expected reset() first")
         chosen = np.asarray(actions)
@@ -151,28 +166,41 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return obs, reward, terminated, truncated, {"legal": legal, "survival_time": survival}
 
     def get_action_meanings(self) -> list[str]:
-        """Names of the actions."""
+        """The names of the actions."""
         return list(ACTIONS)
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
-        """The current observation float32 [num_envs, obs_size] and legal mask bool [num_envs, 6]."""
+        """The current observation ``[N, obs_size]`` float32 and the legal actions ``[N, 6]`` bool."""
         obs = np.empty((self.num_envs, self._town.obs_size), np.float32)
         legal = np.empty((self.num_envs, len(ACTIONS)), np.bool_)
         self._town.observe(obs, legal)
         return obs, legal
 
     def set_depletion(self, depletion: float | Sequence[float] | np.ndarray) -> None:
-        """Changes the scale of all losses from the next tick on; a number, or one per environment."""
+        """Change the factor on all losses from the next tick on.
+
+        Args:
+            depletion: a number in 0..1e9, or one per environment.
+
+        Raises:
+            ValueError: the value is something else.
+        """
         state = self._town.get_state()
         state["depletion"] = np.array(depletions(depletion, self.num_envs))
         self._town.set_state(state)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Everything a bit-exact continuation needs, as arrays with the environments along the last or only axis.
+        """Everything that a bit-exact continuation needs.
 
-        key, episode uint64 [N] (seed; number of the next episode), meters float64 [7, N] (`METERS` without money),
-        cents, x, y, hour, progress, survival int32 [N], done uint8 [N] (the next step starts a new episode),
-        cells int32 [N, buildings] (y * size + x), depletion float64 [N], version int64 [1].
+        Returns:
+            Arrays by name: ``key`` (the seed) and ``episode`` (the number of the next one) ``[N]`` uint64; ``meters``
+            ``[7, N]`` float64, in the order of `METERS` without money; ``cents``, ``x``, ``y``, ``hour``, ``progress``
+            and ``survival`` ``[N]`` int32; ``done`` ``[N]`` uint8, 1 where the next step starts a new episode;
+            ``cells`` ``[N, buildings]`` int32, each y * size + x; ``depletion`` ``[N]`` float64; ``version`` ``[1]``
+            int64.
+
+        Raises:
+            gymnasium.error.ResetNeeded: `reset` was not called before.
         """
         if not self._started:
             raise gymnasium.error.ResetNeeded("get_state was called before reset; expected reset() first")
@@ -181,10 +209,11 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return state
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from what get_state gave.
+        """Go on from a state that `get_state` returned.
 
         Raises:
-            ValueError: the state is of an environment with other arguments, or damaged; nothing has been changed.
+            ValueError: the state is damaged, or comes from an environment with other arguments. Nothing has been
+                changed.
         """
         if not isinstance(state, Mapping) or "version" not in state:
             raise ValueError("state holds no 'version'; expected what get_state() returned")
@@ -192,11 +221,11 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         if version != [_STATE_VERSION]:
             raise ValueError(f"state['version'] is {version}; expected {_STATE_VERSION}")
         self._town.set_state(dict(state))
-        self._seeded = self._started = True
+        self.seeded = self._started = True
         self._last_actions = np.full(self.num_envs, -1, np.int64)
 
     def render(self) -> tuple[Any, ...] | None:
-        """One picture (str for "ansi", uint8 [height, width, 3] for "rgb_array") per environment."""
+        """One picture per environment: a str for "ansi", ``[height, width, 3]`` uint8 for "rgb_array"."""
         if self.render_mode is None:
             return None
         state = self.get_state()
@@ -206,10 +235,17 @@ class TownVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
 
 
 class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """One Town as a Gymnasium environment: `gymnasium.make("townlet/Town-v0", **arguments of TownArgs)`.
+    """One Town as a Gymnasium environment, which `gymnasium.make("townlet/Town-v0", ...)` also gives.
 
-    The same seed and actions give the same episodes as in `TownVectorEnv`. `info["legal"]` is a bool array [6],
-    `info["survival_time"]` an int. After an episode's end `reset` must be called.
+    The same seed and actions give the same episodes as in `TownVectorEnv`. `info["legal"]` is ``[6]`` bool, and
+    `info["survival_time"]` is an int. After an episode's end `reset` must be called.
+
+    Args:
+        render_mode: what `render` returns: "ansi", "rgb_array", or None for nothing.
+        town_args: the arguments of `TownArgs`.
+
+    Raises:
+        ValueError: an argument is wrong; the message names it and what was expected.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012
@@ -225,20 +261,42 @@ class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new episode; with a seed, the first one of that seed."""
+        """Start a new episode: with a seed, the first one of that seed.
+
+        Args:
+            seed: an int in 0..2^64-1, or None to go on with the seed in use.
+            options: None or empty.
+
+        Returns:
+            The observation ``[obs_size]`` float32, and info with "legal" and "survival_time".
+
+        Raises:
+            ValueError: an argument is wrong; the message names it.
+        """
         if options:
             raise ValueError(f"options holds {sorted(map(str, options))}; expected none")
         if seed is not None:
             integer("seed", seed, 0, 2**64 - 1)
         super().reset(seed=seed)
-        if seed is None and not self._envs._seeded:
+        if seed is None and not self._envs.seeded:
             seed = int(self.np_random.integers(0, 2**64 - 1, dtype=np.uint64))
         obs, info = self._envs.reset(seed=seed)
         self._over = False
         return obs[0], self._single(info)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One tick."""
+        """Take one tick.
+
+        Args:
+            action: an integer in 0..5.
+
+        Returns:
+            obs ``[obs_size]`` float32, reward, terminated, truncated and info.
+
+        Raises:
+            ValueError: the action is something else.
+            gymnasium.error.ResetNeeded: the episode is over, or none was started.
+        """
         if self._over:
             raise gymnasium.error.ResetNeeded("the episode is over or none was started; expected reset() before step")
         if np.ndim(action) != 0:
@@ -252,20 +310,20 @@ class TownEnv(gymnasium.Env[np.ndarray, np.int64]):
         return {"legal": info["legal"][0], "survival_time": int(info["survival_time"][0])}
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
-        """The current observation [obs_size] and legal mask [6], e.g. after set_state."""
+        """The current observation ``[obs_size]`` float32 and the legal actions ``[6]`` bool, as after `set_state`."""
         obs, legal = self._envs.observe()
         return obs[0], legal[0]
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """As `TownVectorEnv.get_state`, for one environment."""
+        """The state that `TownVectorEnv.get_state` returns, for one environment."""
         return self._envs.get_state()
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """As `TownVectorEnv.set_state`. A state saved at an episode's end still needs reset()."""
+        """Go on from a state, as `TownVectorEnv.set_state` does. After a state of an episode's end, call `reset`."""
         self._envs.set_state(state)
         self._over = bool(np.asarray(state["done"])[0])
 
     def render(self) -> Any:
-        """A str ("ansi") or a uint8 array [height, width, 3] ("rgb_array")."""
+        """A picture: a str for "ansi", ``[height, width, 3]`` uint8 for "rgb_array"."""
         frames = self._envs.render()
         return None if frames is None else frames[0]

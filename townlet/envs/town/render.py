@@ -24,26 +24,26 @@ CODES = ("Be", "Lx", "Sh", "Me", "FF", "Jo", "La", "Gy", "Ba", "Pk", "Re", "Th",
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows of one environment. cells: building index -> (x, y). sight: window radius, None = all."""
+    """What a picture shows of one environment."""
 
-    title: str
-    size: int
-    cells: dict[int, tuple[int, int]]
-    agent: tuple[int, int]
-    sight: int | None
-    temporal: bool
-    meters: dict[str, float]
-    cents: int
-    hour: int
-    tick: int
-    max_steps: int
-    progress: int
-    last_action: int  # -1: none yet
-    over: bool
+    title: str  # the level's name
+    size: int  # cells along an edge of the grid
+    cells: dict[int, tuple[int, int]]  # index of a building -> x, y
+    agent: tuple[int, int]  # x, y
+    sight: int | None  # radius of the agent's window; None where it sees the whole map
+    temporal: bool  # whether interactions take time and buildings have hours
+    meters: dict[str, float]  # name -> level in 0..1
+    cents: int  # the agent's money
+    hour: int  # of the day, 0..23
+    tick: int  # ticks survived
+    max_steps: int  # ticks after which the episode is cut
+    progress: int  # ticks of the present interaction that are done
+    last_action: int  # index into `ACTIONS`; -1 for none yet
+    over: bool  # whether the episode has ended
 
     @property
     def underfoot(self) -> int | None:
-        """Index of the building that the agent stands on."""
+        """The index of the building that the agent stands on; None on open ground."""
         return next((kind for kind, cell in self.cells.items() if cell == self.agent), None)
 
     def is_open(self, kind: int) -> bool:
@@ -56,7 +56,7 @@ class Scene:
 
     @property
     def ending(self) -> str | None:
-        """How the episode ended, None while it runs."""
+        """How the episode ended, in words; None while it runs."""
         if not self.over:
             return None
         if self.meters["energy"] > 0.0 and self.meters["health"] > 0.0:
@@ -65,7 +65,14 @@ class Scene:
 
 
 def scene(args: TownArgs, state: Mapping[str, np.ndarray], env: int, last_action: int) -> Scene:
-    """The picture's content from `TownVectorEnv.get_state()`, for environment number `env`."""
+    """The content of a picture.
+
+    Args:
+        args: the Town's arguments.
+        state: what `TownVectorEnv.get_state` returned.
+        env: the number of the environment.
+        last_action: index into `ACTIONS`; -1 for none yet.
+    """
     cells = {
         kind: (int(cell) % args.size, int(cell) // args.size)
         for kind, cell in zip(args.kinds, state["cells"][env], strict=True)
@@ -95,12 +102,12 @@ def _dollars(cents: int) -> str:
 
 
 def still_meters(s: Scene) -> tuple[str, ...]:
-    """The meters that never move."""
+    """The meters that never change at the scene's level."""
     return ("hygiene", "mood", "social", "fitness") if s.title == "Hamlet" else ()
 
 
 def offer(kind: int, temporal: bool) -> str:
-    """What a building asks or pays, and when it is open."""
+    """What a building asks or pays, and when it is open, in words."""
     building = BUILDINGS[kind]
     ticks = building["ticks"]
     opens, closes = building["hours"]
@@ -113,7 +120,7 @@ def offer(kind: int, temporal: bool) -> str:
 
 
 def here(s: Scene) -> str:
-    """What the agent stands on and how far it has come there."""
+    """What the agent stands on, and how far its interaction has come, in words."""
     kind = s.underfoot
     if kind is None:
         return "open ground"
@@ -126,8 +133,8 @@ def here(s: Scene) -> str:
 def ansi(s: Scene) -> str:
     """The scene as text: map, meters as bars, clock, progress, last action and a legend.
 
-    Two letters for each building, in small letters while it is closed; @ is the agent; dots are the empty ground that
-    its window shows.
+    A building is shown by two letters, which are small while it is closed. @ is the agent, and dots are the empty
+    ground that its window shows.
     """
     last = "-" if s.last_action < 0 else f"{ARROWS[s.last_action]} {ACTIONS[s.last_action]}"
     night = "night" if s.hour < 6 or s.hour >= 20 else "day"
@@ -179,24 +186,24 @@ COLOURS: tuple[Colour, ...] = (
     *(_SLEEP, _SLEEP, _WASH, _FOOD, _FOOD, _WORK, _WORK),
     *(_MOVE, _MEET, _MOVE, _MEET, _CARE, _CARE, _CARE),
 )
-SCALE = 2  # drawn at twice the size and shrunk: smooth edges
+SCALE = 2  # the image is drawn at twice its size and shrunk, which makes edges smooth
 _MAP, _PANEL, _MARGIN = 520, 300, 20  # pixels of the finished image
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with `share` of `b` in it."""
+    """The colour `a` with a `share` of `b` in it, from 0 to 1."""
     r, g, blue = (round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
     return (r, g, blue)
 
 
 def _daylight(hour: int) -> float:
-    """0 at midnight to 1 at noon, with long days."""
+    """How light it is: from 0 at midnight to 1 at noon, with long days."""
     return min(1.0, max(0.0, 0.5 + 0.9 * math.sin(2 * math.pi * (hour - 6) / 24)))
 
 
 @cache
 def _font(pixels: int, bold: bool = False) -> FreeTypeFont | ImageFont:
-    """matplotlib's DejaVu Sans where it is installed, else Pillow's own font."""
+    """DejaVu Sans where matplotlib is installed, which brings it, else Pillow's own font."""
     from PIL import ImageFont
 
     try:
@@ -209,7 +216,7 @@ def _font(pixels: int, bold: bool = False) -> FreeTypeFont | ImageFont:
 
 
 class Pen:
-    """Draws in the finished image's pixels."""
+    """Draws shapes and text, in the finished image's pixels."""
 
     def __init__(self, draw: ImageDraw) -> None:
         self._draw = draw
@@ -283,7 +290,7 @@ def _draw_building(pen: Pen, s: Scene, kind: int, x: float, y: float, cell: floa
 def _draw_agent(pen: Pen, s: Scene, x: float, y: float, cell: float) -> None:
     kind = s.underfoot
     if kind is not None and cell >= 30:
-        y -= cell * 0.1  # leaves the building's name legible
+        y -= cell * 0.1  # so that the building's name stays legible
     r = cell * 0.22
     worst = min(s.meters["energy"], s.meters["health"], s.meters["satiation"])
     dead = s.ending is not None and s.ending != "reached the cap"
@@ -357,7 +364,7 @@ def _draw_panel(pen: Pen, s: Scene, left: float, top: float) -> None:
 
 
 def _level_colour(value: float) -> Colour:
-    """Red below 0.15, amber around 0.35 (where cascades set in), green from 0.65."""
+    """A meter's colour: red below 0.15, amber around 0.35 (where cascades set in), green from 0.65."""
     red, amber, green = (208, 60, 56), (240, 176, 54), (92, 172, 98)
     if value < 0.35:
         return mix(red, amber, min(1.0, max(0.0, (value - 0.15) / 0.2)))
@@ -365,7 +372,7 @@ def _level_colour(value: float) -> Colour:
 
 
 def rgb_array(s: Scene) -> np.ndarray:
-    """The scene as an image, uint8 [560, 880, 3]: the map with the agent's window, and a panel with what it feels."""
+    """The scene as an image, ``[560, 880, 3]`` uint8: the map with the agent's window, and a panel with its meters."""
     from PIL import Image, ImageDraw
 
     width, height = _MAP + _PANEL + 3 * _MARGIN, _MAP + 2 * _MARGIN

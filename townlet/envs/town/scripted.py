@@ -1,7 +1,7 @@
 """Yardstick policies for the Town and the function that measures them.
 
-A policy maps a `View` of many environments to one action each. It has no memory of its own: what it knows is the
-simulator's full state, which for `random_policy` and `bed_sitter_policy` is more than they use.
+A policy maps a `View` of many environments to one action each. It has no memory of its own: it sees the simulator's
+full state, of which `random_policy` and `bed_sitter_policy` use only a part.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ _ENERGY, _HYGIENE, _, _MOOD, _SOCIAL, _HEALTH, _FITNESS = range(len(_FLOATS))
 
 @dataclass(frozen=True)
 class View:
-    """Full knowledge of N environments.
+    """Full knowledge of N environments."""
 
-    args: the Town's arguments. legal: bool [N, 6]. x, y, hour, cents, progress: int [N]. meters: float64 [N, 7],
-    `METERS` without money. cell_x, cell_y: int [N, 14], cells of the buildings (-1 where the level lacks one).
-    underfoot: int [N], index into `BUILDINGS`, 14 = none. depletion: float [N]. rng: for policies that draw.
-    """
-
-    args: TownArgs
-    legal: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    hour: np.ndarray
-    cents: np.ndarray
-    progress: np.ndarray
-    meters: np.ndarray
-    cell_x: np.ndarray
-    cell_y: np.ndarray
-    underfoot: np.ndarray
-    depletion: np.ndarray
-    rng: np.random.Generator
+    args: TownArgs  # the Town's arguments
+    legal: np.ndarray  # bool [N, 6]
+    x: np.ndarray  # int [N]
+    y: np.ndarray  # int [N]
+    hour: np.ndarray  # int [N], 0..23
+    cents: np.ndarray  # int [N]
+    progress: np.ndarray  # int [N], ticks of the present interaction that are done
+    meters: np.ndarray  # float64 [N, 7], in the order of `METERS` without money
+    cell_x: np.ndarray  # int [N, 14], of each building; -1 where the level lacks it
+    cell_y: np.ndarray  # int [N, 14], likewise
+    underfoot: np.ndarray  # int [N], index into `BUILDINGS`; 14 for none
+    depletion: np.ndarray  # float64 [N], factor on all losses
+    rng: np.random.Generator  # for policies that draw
 
 
 Policy = Callable[[View], np.ndarray]
 
 
 def view(envs: TownVectorEnv, legal: np.ndarray, rng: np.random.Generator) -> View:
-    """What a policy gets to see of `envs` in their present state."""
+    """What a policy sees of `envs` in their present state.
+
+    Args:
+        envs: the Towns.
+        legal: ``[N, 6]`` bool, their legal actions.
+        rng: for policies that draw.
+    """
     state = envs.get_state()
     kinds = list(envs.args.kinds)
     cells = np.full((envs.num_envs, len(BUILDINGS)), -1)
@@ -76,19 +77,20 @@ def view(envs: TownVectorEnv, legal: np.ndarray, rng: np.random.Generator) -> Vi
 
 
 def _uniform(legal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the allowed actions of each row, all alike."""
+    """One of the legal actions of each row, drawn uniformly."""
     return np.argmax(np.where(legal, rng.random(legal.shape), -1.0), axis=1)
 
 
 def random_policy(v: View) -> np.ndarray:
-    """Uniform over the legal actions."""
+    """Draw uniformly from the legal actions."""
     return _uniform(v.legal, v.rng)
 
 
 def bed_sitter_policy(v: View) -> np.ndarray:
-    """Wanders until it stands on a bed, then never leaves: sleeps below 0.8 energy while it can pay, else waits.
+    """Wander until a bed is underfoot, and never leave it.
 
-    The best simple policy that needs no memory.
+    On the bed the policy sleeps while energy is below 0.8 and it can pay, and else waits. It is the best simple policy
+    that needs no memory.
     """
     moves = v.legal & (np.arange(len(ACTIONS)) < INTERACT)
     bed, luxury = KIND["Bed"], KIND["LuxuryBed"]
@@ -99,7 +101,7 @@ def bed_sitter_policy(v: View) -> np.ndarray:
 
 
 def _price(v: View, kind: int) -> int:
-    """Cents that one interact action takes."""
+    """The cents that one interact action takes."""
     return BUILDINGS[kind]["price"] * (1 if v.args.temporal else BUILDINGS[kind]["ticks"])
 
 
@@ -112,7 +114,7 @@ class _Tables(NamedTuple):
     tick_cents: np.ndarray  # int [14]
     done: np.ndarray  # float64 [14, 7], at completion
     done_cents: np.ndarray  # int [14]
-    stay: np.ndarray  # int [14, 24, 6]: ticks on the cell, closed hours included, from an hour to the r-th paid tick
+    stay: np.ndarray  # int [14, 24, 6], ticks from an hour to the r-th paid one, closed hours included
 
 
 @cache
@@ -141,12 +143,12 @@ def _tables(temporal: bool) -> _Tables:
     return _Tables(ticks, price, tick, tick_cents, done, done_cents, stay)
 
 
-# How much a meter is worth: weight * log(level + softness). Chosen by hand; the softness says how steep it gets when
-# the meter runs out, which for energy, satiation and health (they kill) is what matters.
+# A meter is worth weight * log(level + softness). The numbers are chosen by hand. The softness says how steep the worth
+# gets when the meter runs out, which matters most for energy, satiation and health, since they kill.
 _WEIGHT = np.array([1.0, 0.1, 1.0, 0.3, 0.1, 0.7, 0.2])
 _SOFTNESS = 0.1
 _MONEY_WEIGHT, _MONEY_SOFTNESS = 0.5, 0.05
-_DEADLY = 0.005  # no plan whose energy or health is expected to come this low
+_DEADLY = 0.005  # plans that are expected to bring energy or health this low are refused
 
 
 def _worth(meters: np.ndarray, cents: np.ndarray) -> np.ndarray:
@@ -156,7 +158,7 @@ def _worth(meters: np.ndarray, cents: np.ndarray) -> np.ndarray:
 
 
 def _losses(v: View) -> tuple[np.ndarray, np.ndarray]:
-    """Losses per tick at the present levels, float64 [N, 7], cascades included, and what moving adds [N, 7]."""
+    """The losses per tick at the present levels, cascades included, and what moving adds; ``[N, 7]`` float64 each."""
     below = LOSSES["cascade_below"]
     lack = np.maximum(0.0, below - v.meters) / below
     rate = np.tile(np.array(LOSSES["passive"]), (len(lack), 1))
@@ -171,11 +173,11 @@ def _losses(v: View) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scripted_policy(v: View) -> np.ndarray:
-    """Full knowledge of map and rules: the practical ceiling.
+    """Plan with full knowledge of map and rules, as a practical ceiling.
 
-    For each building it foresees the walk there, the wait until it opens and the interaction to its end (or as far as
-    the money goes), and compares the state after that with the state after idling as long. It takes the first step
-    towards the building that gains most per tick, or waits when none gains. Decided anew at every tick.
+    For each building the policy foresees the walk there, the wait until it opens, and the interaction to its end or as
+    far as the money goes. It compares the state after that with the state after idling as long. It takes the first step
+    towards the building that gains most per tick, or waits where none gains. It decides anew at every tick.
     """
     rules = _tables(v.args.temporal)
     kinds = np.arange(len(BUILDINGS))
@@ -215,18 +217,21 @@ def scripted_policy(v: View) -> np.ndarray:
 
 
 def run_yardstick(policy: Policy, episodes: int, seed: int = 0, **town_args: Any) -> np.ndarray:
-    """Survival times of a policy, int64 [episodes]: of the first episode of the seeds seed, seed + 1, ...
+    """Measure how long a policy survives.
 
-    With layout="random" each episode is on a map of its own.
+    The episodes are the first ones of the seeds seed, seed + 1, ... With layout="random" each has a map of its own.
 
     Args:
         policy: maps what it sees of many environments to one action each.
-        episodes: how many, at least 1.
-        seed: of the first episode, and of what the policy draws.
+        episodes: how many episodes to play, at least 1.
+        seed: the seed of the first episode, and of what the policy draws.
         town_args: the arguments of `TownArgs`.
 
+    Returns:
+        The survival times in ticks, ``[episodes]`` int64.
+
     Raises:
-        ValueError: an argument is wrong.
+        ValueError: an argument is wrong; the message names it.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"episodes is {episodes!r}; expected an integer of at least 1")

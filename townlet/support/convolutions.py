@@ -1,4 +1,4 @@
-"""Convolutions written as text. Gymnasium is not imported here, so that settings may check what they are given."""
+"""Convolutions written as text. This module imports no Gymnasium, so that the settings can check them cheaply."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class Convolution(NamedTuple):
 
 
 def parse_convolutions(text: str) -> tuple[Convolution, ...]:
-    """Convolutions, first to last, from text such as '32x8/4,64x3'.
+    """Read convolutions from text such as '32x8/4,64x3'.
 
     Args:
-        text: channels x kernel, and / stride where the stride is not 1; separated by commas.
+        text: CHANNELSxKERNEL or CHANNELSxKERNEL/STRIDE for each convolution, separated by commas. The stride is 1
+            where it is not given.
+
+    Returns:
+        The convolutions, first to last.
 
     Raises:
-        ValueError: a part has another form; it is named.
+        ValueError: a part has another form; the message names it.
     """
     layers = []
     for part in text.split(","):
