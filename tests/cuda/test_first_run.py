@@ -578,7 +578,7 @@ def test_smoke_sees_a_wrong_result(on_host: Path, tmp_path: Path, right: str, br
     flags = ["-std=c++20", "-O1", f"-I{programs.EMU}", f"-I{programs.CUDA}"]
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *flags, "-x", "c++", "-c", tmp_path / "smoke.cu", "-o", tmp_path / "smoke.o"], check=True)
-    others = [file for file in (on_host / "objects").glob("*.o") if file.stem != "smoke"]
+    others = [file for file in (on_host / "objects").glob("*.o") if file.name != "smoke.cu.o"]
     subprocess.run([compiler, "-pthread", tmp_path / "smoke.o", *others, "-o", tmp_path / "smoke"], check=True)
     done = smoke(tmp_path, "check", "tiny")
     assert done.returncode == 1
