@@ -205,7 +205,7 @@ def test_acting_errors_name_the_argument() -> None:
         ((torch.zeros(3, 2, OBS), none()), r"obs has shape \[3, 2, 5\]"),
         ((obs, none()[:2]), r"reset has shape \[2, 6\]; expected \[P, E\] = \[3, 6\]"),
         ((obs, none(), none()), r"legal has shape \[3, 6\]; expected \[P, E, A\]"),
-        ((obs, none(), None, 1.1), r"epsilon is 1.1; expected values in \[0, 1\]"),
+        ((obs, none(), None, 1.1), r"epsilon is 1.1 at \[0, 0\]; expected values in \[0, 1\]"),
         ((obs, none(), None, float("nan")), "epsilon is nan"),
         ((obs, none(), None, [0.1, 0.2]), r"epsilon has shape \[2\]"),
     ):
