@@ -224,7 +224,7 @@ def test_eval_prints_the_table_with_intervals(run, tmp_path, capsys):
     assert main(["eval", str(run[0] / "agent.ckpt"), "--episodes", "2"]) == 0
     assert capsys.readouterr().out == table
     assert main(["train", "--resume", str(run[0] / "agent.ckpt")]) == 2
-    assert "only its agent" in capsys.readouterr().err
+    assert "holds only an agent" in capsys.readouterr().err
 
 
 def test_eval_and_watch_in_another_world(clock_run, tmp_path, capsys):

@@ -396,7 +396,8 @@ def test_the_raw_simulator_checks_what_memory_safety_needs() -> None:
     [
         ("import gymnasium, townlet.envs", True),
         ("import townlet.envs, gymnasium", True),
-        ("import gymnasium; from townlet import Config", True),
+        ("import gymnasium; from townlet import TownVectorEnv", True),
+        ("import gymnasium; from townlet import Config", False),  # settings do without the environments
         ("import gymnasium, townlet", False),  # the control
     ],
 )

@@ -1,6 +1,6 @@
 """Environments: the Town, and the adapter before every other world. Importing this package registers the Town.
 
-The Town's own names load on first use, since the settings need nothing of this package but ids.
+The Town's own names load on first use, so that registering it does not load the simulator.
 """
 
 from __future__ import annotations
