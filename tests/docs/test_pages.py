@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 STRUCTURE = ROOT / "docs" / "developing" / "structure.md"
 OPERATORS = ROOT / "docs" / "developing" / "operators.md"
