@@ -298,6 +298,9 @@ def test_what_cannot_be_divided_says_so(monkeypatch):
     with pytest.raises(ValueError, match=r"seeds has length 1; expected num_envs = 2"):
         many.reset([1])
     many.close()
+    town = WorkerAdapter(lambda n: make_worlds("townlet/Town-v0", n), 4, 2)
+    with pytest.raises(ValueError, match="saves its environments as one, which workers=2 divide"):
+        town.get_state()
     saved = WorkerAdapter(lambda n: make_worlds("SavableClock-v0", n), 2, 2)
     with pytest.raises(ValueError, match="state has 0 environments; expected 2"):
         saved.set_state({"envs": []})
