@@ -7,7 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from townlet.commands.flags import add_arguments
 from townlet.envs.town import TownArgs
 from townlet.settings.config import PER_MEMBER, Config
 from townlet.settings.values import Range
+from townlet.training.trainer import Trainer
 
 
 def test_defaults_are_the_town_and_frozen():
@@ -77,7 +78,7 @@ def test_stages_of_the_curriculum():
         ({"lr": float("nan")}, r"lr is nan; expected a finite number"),
         ({"lr": 0}, r"lr is 0.0; expected above 0"),
         ({"burn_in": 40}, r"burn_in is 40; expected below seq_len=40"),
-        ({"stride": 41}, r"stride is 41; expected 1 to seq_len=40, or none"),
+        ({"stride": 36}, r"stride is 36; expected 1 to seq_len - burn_in = 35, or none"),
         ({"capacity": 100}, r"capacity is 100; expected at least num_envs \* \(seq_len \+ 1\) = \d+"),
         ({"learning_starts": 10}, r"learning_starts is 10; expected at least num_envs"),
         ({"loss": "l1"}, r"loss is 'l1'; expected huber or mse"),
@@ -276,3 +277,25 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
 def test_an_empty_file_means_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert Config.from_yaml(tmp_path / "c.yaml") == Config()
+
+
+@pytest.mark.parametrize(("seq_len", "burn_in"), [(40, 5), (40, 30), (9, 8), (2, 0), (1, 0)])
+def test_the_default_stride_trains_on_every_transition(seq_len: int, burn_in: int) -> None:
+    """Every step but a stream's first burn_in lies behind the burn-in of some window."""
+
+    def trained(stride: int) -> set[int]:
+        starts = range(0, 400, stride)
+        return {start + t for start in starts for t in range(burn_in, seq_len)} & set(range(burn_in, 400))
+
+    config = Config(seq_len=seq_len, burn_in=burn_in)
+    assert trained(config.window_stride) == set(range(burn_in, 400))
+    if burn_in > seq_len // 2:  # control: half a window, which was the default, leaves steps out
+        assert trained(max(1, seq_len // 2)) != set(range(burn_in, 400))
+    assert Config(seq_len=seq_len, burn_in=burn_in, stride=1).window_stride == 1
+
+
+def test_the_trainer_stores_windows_at_that_stride():
+    config = tiny(seq_len=10, burn_in=7, learning_starts=60)
+    assert config.stride is None
+    assert Trainer(config).replay.stride == 3
+    assert Trainer(replace(config, burn_in=2)).replay.stride == 5  # control: half a window where that is less

@@ -123,7 +123,7 @@ def replay_sizes(config: Config, worlds: VectorAdapter, network: RecurrentNetwor
         "n_actions": worlds.n_actions,
         "hidden_size": network.hidden_size,
         "seq_len": config.seq_len,
-        "stride": config.stride,
+        "stride": config.window_stride,
         "store_legal": legal,
     }
 

@@ -156,7 +156,10 @@ class Config:
         True, "begin a replayed sequence from the state it was acted with; false begins from zero"
     )
     stride: int | None = _setting(
-        None, "steps between the starts of stored sequences; none for half of seq_len", least=1
+        None,
+        "steps between the starts of stored sequences, at most seq_len - burn_in, so that every transition is trained "
+        "on; none for half of seq_len or that, whichever is less",
+        least=1,
     )
     batch_size: int = _setting(16, "B, sequences per member in one update", least=1)
     prioritised: bool = _setting(False, "draw sequences by priority instead of uniformly")
@@ -361,6 +364,12 @@ class Config:
     # ---- what follows from the settings -----------------------------------------------------------------------------
 
     @property
+    def window_stride(self) -> int:
+        """Steps between the starts of stored sequences: `stride`, or its default for these windows."""
+        S, L = self.seq_len, self.burn_in
+        return max(1, min(S // 2, S - L)) if self.stride is None else self.stride
+
+    @property
     def is_town(self) -> bool:
         """Whether the world is the Town."""
         return self.env == TOWN_ID
@@ -474,7 +483,8 @@ def validate(c: Config) -> None:
         require(fits, name, "false with network=spatial, which reads the Town's own observation; mlp takes it")
     require(c.lr_decay == "linear" or c.lr_end > 0, "lr_end", "above 0 with lr_decay=exponential")
     require(c.burn_in < c.seq_len, "burn_in", f"below seq_len={c.seq_len}")
-    require(c.stride is None or c.stride <= c.seq_len, "stride", f"1 to seq_len={c.seq_len}, or none")
+    most = c.seq_len - c.burn_in
+    require(c.stride is None or c.stride <= most, "stride", f"1 to seq_len - burn_in = {most}, or none")
     window = c.num_envs * (c.seq_len + 1)
     at_least = f"at least num_envs * (seq_len + 1) = {window}, one window per environment"
     require(c.capacity >= window, "capacity", at_least)
