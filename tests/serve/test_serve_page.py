@@ -248,7 +248,7 @@ def test_the_episode_ends_and_the_next_begins(browser, server):
 def test_another_page_takes_the_stage(browser, server):
     open_run(browser, server)
     until(browser, "document.querySelector('.play').dataset.t === '0'")
-    server.player.start(server.runs.find("hamlet"), member=0, memory=True, seed=5)
+    server.player.start(server.runs.get("hamlet"), member=0, memory=True, seed=5)
     browser.find_element("id", "step").click()
     assert "Another page" in until(browser, "document.querySelector('.message').textContent")
     said = browser.get_log("browser")
