@@ -213,7 +213,8 @@ def with_torch(out: Path) -> list[Step]:
     skipped = "the same command, which skips every test where there is no GPU"
     results: Command = ["--out", out / "suites"]
     quick: Command = [python, HERE / "quick_bench.py", "--out", out, "--seconds"]
-    short_run = ["--device", "cpu", "--members", "2", "--total-steps", "4000", "--eval-every", "0"]
+    short_run = ["--device", "cpu", "--members", "2", "--total-steps", "8000", "--learning-starts", "5248"]
+    short_run += ["--eval-every", "0"]
     long_run = ["--device", "cuda", "--members", "8", "--total-steps", "400000", "--eval-every", "200000"]
     return [
         Step("one_check", 40, [python, HERE / "one_check.py", "cuda"], needs,

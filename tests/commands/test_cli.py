@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -24,6 +25,7 @@ from PIL import Image
 from worlds import tiny
 
 from townlet import ops, report
+from townlet.agent import Agent
 from townlet.cli import main
 from townlet.doctor import checks
 from townlet.runs import checkpoint
@@ -263,6 +265,21 @@ def test_watch_writes_a_gif(run, tmp_path, capsys):
             image.seek(i)
             frames.append(np.asarray(image.convert("RGB")))
     assert any(not np.array_equal(frames[0], f) for f in frames[1:])
+
+
+def test_a_run_that_would_never_learn_is_refused_before_it_begins(tmp_path, capsys):
+    few = tiny(total_steps=44, final_eval_episodes=0)  # 40 steps before learning, and 8 for the first update
+    folder = tmp_path / "run"
+    assert main(["train", *arguments(few), "--run-dir", str(folder)]) == 2
+    assert "total_steps is 44, which ends before the first update; expected at least 48" in capsys.readouterr().err
+    assert not folder.exists()
+    assert (
+        main(["train", *arguments(replace(few, replay_ratio=0.0)), "--run-dir", str(folder)]) == 0
+    )  # it was asked for
+    # the control: the least number of steps that the message names
+    assert main(["train", *arguments(replace(few, total_steps=48)), "--run-dir", str(tmp_path / "least")]) == 0
+    assert Agent.load(tmp_path / "least").env_steps == 48
+    assert Trainer.resume(tmp_path / "least").updates == 1
 
 
 def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..settings.config import Config
@@ -47,6 +48,14 @@ def run(arguments: Any) -> int:
         config = (
             Config.from_yaml(arguments.config, flags) if arguments.config else Config.from_dict(flags, source="flags")
         )
+        E = config.num_envs
+        end = math.ceil(config.total_steps / E) * E  # steps of a member come E at a time
+        if config.replay_ratio and not config.updates_after(end):
+            least = config.learning_starts + math.ceil(config.trained_per_update / config.replay_ratio)
+            raise ValueError(
+                f"total_steps is {config.total_steps}, which ends before the first update; expected at least {least}, "
+                "or a smaller learning_starts"
+            )
         trainer = Trainer(config, record=True, say=say)
     config, folder = trainer.config, trainer.folder
     assert folder is not None

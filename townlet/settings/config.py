@@ -405,6 +405,10 @@ class Config:
         """The transitions per member that one update trains on."""
         return self.batch_size * (self.seq_len - self.burn_in)
 
+    def updates_after(self, env_steps: int) -> int:
+        """How many updates of each member the replay ratio calls for after ``env_steps`` steps of it."""
+        return max(0, int((env_steps - self.learning_starts) * self.replay_ratio / self.trained_per_update))
+
     def per_member(self, name: str) -> list[float]:
         """The values of a setting, one for each of P members.
 

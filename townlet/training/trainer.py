@@ -180,8 +180,7 @@ class Trainer:
 
     def updates_due(self) -> int:
         """How many updates the replay ratio calls for after the steps taken so far."""
-        c = self.config
-        return max(0, int((self.env_steps - c.learning_starts) * c.replay_ratio / c.trained_per_update))
+        return self.config.updates_after(self.env_steps)
 
     def learn(self) -> None:
         """Make the updates that are due and not yet made."""
