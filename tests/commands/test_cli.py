@@ -282,6 +282,14 @@ def test_a_run_that_would_never_learn_is_refused_before_it_begins(tmp_path, caps
     assert Trainer.resume(tmp_path / "least").updates == 1
 
 
+def test_progress_ends_at_the_whole(tmp_path, capsys):
+    settings = tiny(total_steps=158, final_eval_episodes=0)  # four environments: the run ends at step 160
+    assert settings.last_step == 160
+    assert main(["train", *arguments(settings), "--run-dir", str(tmp_path / "run")]) == 0
+    assert "160/160 steps (100%)" in capsys.readouterr().err
+    assert tiny(total_steps=160).last_step == 160  # the control: where steps fit, nothing is added
+
+
 def test_watch_refuses_what_it_cannot_do(run, clock_run, capsys, tmp_path):
     assert main(["watch", str(run[0]), "--member", "2"]) == 2
     assert main(["watch", str(run[0]), "--fps", "0"]) == 2

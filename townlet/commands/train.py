@@ -48,9 +48,7 @@ def run(arguments: Any) -> int:
         config = (
             Config.from_yaml(arguments.config, flags) if arguments.config else Config.from_dict(flags, source="flags")
         )
-        E = config.num_envs
-        end = math.ceil(config.total_steps / E) * E  # steps of a member come E at a time
-        if config.replay_ratio and not config.updates_after(end):
+        if config.replay_ratio and not config.updates_after(config.last_step):
             least = config.learning_starts + math.ceil(config.trained_per_update / config.replay_ratio)
             raise ValueError(
                 f"total_steps is {config.total_steps}, which ends before the first update; expected at least {least}, "
@@ -60,7 +58,7 @@ def run(arguments: Any) -> int:
     config, folder = trainer.config, trainer.folder
     assert folder is not None
     say(f"run folder: {folder}")
-    progress = Progress(config.total_steps, start=trainer.env_steps, members=config.members)
+    progress = Progress(config.last_step, start=trainer.env_steps, members=config.members)
     trainer.say = progress.say
     try:
         trainer.train(progress)

@@ -405,6 +405,12 @@ class Config:
         """The transitions per member that one update trains on."""
         return self.batch_size * (self.seq_len - self.burn_in)
 
+    @property
+    def last_step(self) -> int:
+        """The step of a member at which a run ends: `total_steps`, or a little more, since steps come E at a time."""
+        E = self.num_envs
+        return (self.total_steps + E - 1) // E * E
+
     def updates_after(self, env_steps: int) -> int:
         """How many updates of each member the replay ratio calls for after ``env_steps`` steps of it."""
         return max(0, int((env_steps - self.learning_starts) * self.replay_ratio / self.trained_per_update))
