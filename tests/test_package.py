@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import townlet
 import townlet.agent
@@ -88,3 +92,22 @@ def test_evaluation_brings_no_training_along(module: str) -> None:
         "townlet.reports.html.run",
         "townlet.training.pbt",
     } & set(loaded)
+
+
+def left_out(patterns: list[str], folder: Path) -> list[str]:
+    """The package's files that patterns of .gitignore's kind leave out."""
+    files = [str(f.relative_to(ROOT)) for f in (ROOT / "townlet").rglob("*.py*") if "__pycache__" not in f.parts]
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    (folder / ".git" / "info" / "exclude").write_text("\n".join(patterns))
+    command = ["git", "-C", str(folder), "check-ignore", "--no-index", "--stdin"]
+    return subprocess.run(command, input="\n".join(files), capture_output=True, text=True, check=False).stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_an_install_has_every_module(tmp_path: Path) -> None:
+    """Scikit-build-core leaves out of a wheel what `sdist.exclude` and .gitignore name."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["scikit-build"]
+    patterns = [*build["sdist"]["exclude"], *(ROOT / ".gitignore").read_text(encoding="utf-8").split()]
+    assert left_out(patterns, tmp_path / "kept") == []
+    # control: the name of a folder without its root, which once left a whole wing out of every install
+    assert "townlet/runs/checkpoint.py" in left_out([*patterns, "runs"], tmp_path / "spoilt")
